@@ -1,0 +1,174 @@
+//! What `ci` proves on a built database.
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use secrecy::ExposeSecret;
+
+use crate::connect;
+use crate::context::Context;
+use crate::error::Error;
+use crate::journeys::{self, Built, CiOptions, Proof, Site};
+use crate::migrate;
+use crate::pg::Target;
+use crate::pg::names::DatabaseName;
+use crate::report::{Check, format};
+
+/// Tries everything that must hold once the checkout's scripts have run, then the team's own tests.
+///
+/// # Errors
+/// What could not be tried. A check that does not hold stands in the [`Proof`].
+pub(crate) async fn prove(
+    ctx: &Context,
+    site: &Site,
+    built: &Built,
+    options: &CiOptions,
+) -> Result<Proof, Error> {
+    let target = connect::owner(ctx, &site.server, built.scratch.name());
+    let names = built.scratch.names();
+    // Each script that was pending is a line of its own in every report, with its time.
+    let migrated = built.migrated.iter().map(|ran| Check {
+        name: ran.script.clone(),
+        passed: true,
+        detail: "migrated".to_owned(),
+        elapsed_ms: ran.elapsed_ms,
+    });
+    let mut checks: Vec<Check> = migrated.collect();
+    checks.push(Check {
+        name: "pending migrations run".to_owned(),
+        passed: true,
+        detail: format::counted(built.migrated.len() as u64, "script"),
+        elapsed_ms: built.migrated.iter().map(|ran| ran.elapsed_ms).sum(),
+    });
+    checks.push(second_migrate(ctx, site, &target, &names).await?);
+    checks.push(validates(ctx, site, &target).await?);
+    checks.push(grants_hold(ctx, site, &names).await?);
+    let passed = checks.iter().all(|check| check.passed);
+    let mut command_exit = None;
+    if passed && !options.command.is_empty() {
+        let started = Instant::now();
+        let code = run_command(ctx, &target, options).await?;
+        command_exit = Some(code);
+        checks.push(Check {
+            name: format!("`{}`", options.command.join(" ")),
+            passed: code == 0,
+            detail: format!("exit code {code}"),
+            elapsed_ms: millis(started),
+        });
+    }
+    Ok(Proof {
+        database: built.scratch.name().to_owned(),
+        origin: built.scratch.marker().origin.clone(),
+        migrated: built.migrated.clone(),
+        schema_version: built.schema_version.clone(),
+        checks,
+        steps: ctx.report.records(),
+        warnings: ctx.report.warnings(),
+        kept_url: options.keep.then(|| target.to_string()),
+        command_exit,
+    })
+}
+
+async fn second_migrate(
+    ctx: &Context,
+    site: &Site,
+    target: &Target,
+    names: &DatabaseName,
+) -> Result<Check, Error> {
+    let started = Instant::now();
+    // Read anew, as a second run would: a placeholder may have another value now.
+    let scripts = migrate::resolve(ctx, names, site.owner(ctx))?;
+    let options = migrate::Options::default();
+    let (again, _) = journeys::run_scripts(ctx, &scripts, target, names, &options).await?;
+    Ok(Check {
+        name: "second migrate is a no-op".to_owned(),
+        passed: again.is_empty(),
+        detail: match again.as_slice() {
+            [] => "nothing ran".to_owned(),
+            ran => {
+                let scripts: Vec<&str> = ran.iter().map(|ran| ran.script.as_str()).collect();
+                format!("ran again: {}", scripts.join(", "))
+            }
+        },
+        elapsed_ms: millis(started),
+    })
+}
+
+async fn validates(ctx: &Context, site: &Site, target: &Target) -> Result<Check, Error> {
+    let started = Instant::now();
+    let findings = migrate::validate(ctx, target, &site.scripts).await?;
+    Ok(Check {
+        name: "history matches the files".to_owned(),
+        passed: findings.is_empty(),
+        detail: match findings.first() {
+            None => "every script".to_owned(),
+            Some(first) => format!(
+                "{}, the first: {}",
+                format::counted(findings.len() as u64, "finding"),
+                first.message
+            ),
+        },
+        elapsed_ms: millis(started),
+    })
+}
+
+/// Grants hold when they give the same on this data as on an empty database of the same schema.
+async fn grants_hold(ctx: &Context, site: &Site, names: &DatabaseName) -> Result<Check, Error> {
+    let started = Instant::now();
+    let drift = journeys::compare_grants(ctx, site, names).await?;
+    let first = drift.missing.iter().chain(&drift.extra).next();
+    Ok(Check {
+        name: "grants hold".to_owned(),
+        passed: drift.is_none(),
+        detail: match first {
+            None => "effective privileges are what the files say".to_owned(),
+            Some(first) => format!(
+                "{} missing, {} extra, the first: {first}",
+                drift.missing.len(),
+                drift.extra.len()
+            ),
+        },
+        elapsed_ms: millis(started),
+    })
+}
+
+/// Runs the team's tests with the database in their environment. Ctrl-C ends them as well.
+async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Result<i32, Error> {
+    let [program, arguments @ ..] = options.command.as_slice() else { return Ok(0) };
+    let mut child = tokio::process::Command::new(program);
+    child
+        .args(arguments)
+        .env("DATABASE_URL", target.url_with_password())
+        .env("PGHOST", &target.host)
+        .env("PGPORT", target.port.to_string())
+        .env("PGDATABASE", &target.database)
+        .env("PGUSER", &target.user)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    if options.quiet_stdout {
+        // Standard output carries one JSON document; what the command prints goes beside it.
+        child.stdout(std::io::stderr());
+    }
+    if let Some(password) = &target.password {
+        child.env("PGPASSWORD", password.expose_secret());
+    }
+    let mut child =
+        child.spawn().map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;
+    let status = tokio::select! {
+        biased;
+        () = ctx.cancel.cancelled() => return Err(Error::Interrupted),
+        status = child.wait() => status,
+    };
+    let status = status.map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;
+    // Ended by a signal: 128 and its number, as shells say it.
+    #[cfg(unix)]
+    let by_signal =
+        std::os::unix::process::ExitStatusExt::signal(&status).map(|signal| 128 + signal);
+    #[cfg(not(unix))]
+    let by_signal = None;
+    Ok(status.code().or(by_signal).unwrap_or(1))
+}
+
+fn millis(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,168 @@
+//! From the command line to a journey, and from its outcome to standard output and an exit code.
+
+mod args;
+mod flyway;
+mod run;
+mod show;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+
+pub use args::Cli;
+
+use crate::config;
+use crate::context::Context;
+use crate::env::Env;
+use crate::error::{Error, Exit};
+use crate::guard;
+use crate::report::{self, Failure, Reporter, json};
+
+/// What a command ended with: a result to print, and an exit code that may still be a failure (a
+/// check that did not hold).
+pub(crate) struct Outcome {
+    /// For people, without a final newline.
+    pub text: String,
+    /// For machines.
+    pub json: serde_json::Value,
+    pub exit: u8,
+}
+
+impl Outcome {
+    pub(crate) fn done(text: String, json: impl serde::Serialize) -> Result<Self, Error> {
+        let json = serde_json::to_value(json)
+            .map_err(|error| Error::CommandLine(format!("write JSON: {error}")))?;
+        Ok(Self { text, json, exit: Exit::Done as u8 })
+    }
+}
+
+/// Runs the program on the process's own arguments.
+pub fn main() -> ExitCode {
+    let env = Env::from_process();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` are answers, not mistakes; clap knows where each is printed.
+            let code = if error.use_stderr() { Exit::CommandLine } else { Exit::Done };
+            let _ = error.print();
+            if error.use_stderr() && std::env::args().any(|argument| argument == "--json") {
+                let text = error.render().to_string();
+                let message = text.trim().trim_start_matches("error: ").to_owned();
+                let failure = Failure::of(&Error::CommandLine(message));
+                let _ = report::stdout(&json::document::<()>(None, Some(&failure)));
+            }
+            return ExitCode::from(code as u8);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            report::stderr(&format!("error: start threads: {error}\n"));
+            return ExitCode::from(Exit::Bug as u8);
+        }
+    };
+    let code = runtime.block_on(run_with_signals(&cli, env));
+    // Blocking work that was abandoned (a hash, a compression) must not hold the process.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+async fn run_with_signals(cli: &Cli, env: Env) -> u8 {
+    let cancel = CancellationToken::new();
+    let signals = watch_signals(cancel.clone());
+    let look = cli.global.look();
+    let color = look.color.on_stderr(&env);
+    let reporter = report::reporter(&env, look);
+    let result = dispatch(cli, env, &reporter, cancel).await;
+    drop(reporter);
+    if let Some(signals) = signals {
+        signals.abort();
+    }
+    match result.and_then(|outcome| print(cli, outcome)) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let failure = Failure::of(&error);
+            report::stderr(&failure.text(color));
+            if cli.global.json {
+                // Nobody is left to tell when standard output is gone as well.
+                let _ = report::stdout(&json::document::<()>(None, Some(&failure)));
+            }
+            error.exit() as u8
+        }
+    }
+}
+
+fn print(cli: &Cli, outcome: Outcome) -> Result<u8, Error> {
+    if cli.global.json {
+        report::stdout(&json::document(Some(&outcome.json), None))?;
+    } else if !outcome.text.is_empty() {
+        report::stdout(&format!("{}\n", outcome.text))?;
+    }
+    Ok(outcome.exit)
+}
+
+async fn dispatch(
+    cli: &Cli,
+    env: Env,
+    reporter: &Reporter,
+    cancel: CancellationToken,
+) -> Result<Outcome, Error> {
+    if let Some(outcome) = run::without_project(&cli.command, &cli.global, &env)? {
+        return Ok(outcome);
+    }
+    let flags = config::Flags {
+        project: cli.global.project.clone(),
+        env: cli.global.env.clone(),
+        overrides: run::overrides(&cli.command, &cli.global)?,
+    };
+    let config = match config::load(&env, &flags) {
+        Ok(config) => config,
+        Err(error) => {
+            // A protected environment is refused as such, also where its secrets are not at hand.
+            if let Some(verb) = cli.command.replaces()
+                && let Some(environment) = config::protected_environment(&env, &flags)
+            {
+                return Err(guard::protected(verb, &environment));
+            }
+            return Err(error.into());
+        }
+    };
+    for note in &config.notes {
+        reporter.note(note.clone());
+    }
+    let ctx = Context {
+        config: Arc::new(config),
+        env: Arc::new(env),
+        report: reporter.clone(),
+        cancel,
+        yes: cli.global.yes,
+    };
+    run::command(&ctx, &cli.command, &cli.global).await
+}
+
+/// The first SIGINT or SIGTERM asks for an orderly end; installed before any resource exists.
+fn watch_signals(cancel: CancellationToken) -> Option<tokio::task::JoinHandle<()>> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::interrupt()).ok()?;
+        let mut terminate = signal(SignalKind::terminate()).ok()?;
+        Some(tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            cancel.cancel();
+        }))
+    }
+    #[cfg(not(unix))]
+    {
+        Some(tokio::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                cancel.cancel();
+            }
+        }))
+    }
+}

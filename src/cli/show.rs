@@ -1,0 +1,501 @@
+//! Outcomes as people read them. Pure: values to text, no final newline.
+
+use std::time::Duration;
+
+use camino::Utf8Path;
+
+use crate::config;
+use crate::database::Origin;
+use crate::engine::Stopped;
+use crate::error::{Error, Exit};
+use crate::journeys::{Proof, Published, Ready};
+use crate::migrate;
+use crate::report::format::{self, Align};
+use crate::report::{Check, Failure, StepRecord};
+use crate::seed;
+use crate::snapshot::manifest::Manifest;
+use crate::snapshot::retain::Fate;
+use crate::snapshot::{export, find, history, prune, verify};
+use crate::status::Status;
+use crate::users;
+
+/// What `up`, `reset` and `seed` print: how to connect, what was done, how long each step took.
+pub(super) fn ready(ready: &Ready) -> String {
+    let version = ready.schema_version.as_deref().unwrap_or("none");
+    let mut text = format!("{}\n\n", ready.url);
+    text.push_str(&format!(
+        "database  {} ({}), schema version {version}\n",
+        ready.database, ready.engine
+    ));
+    text.push_str(&format!("data      {}\n", origin(ready.origin.as_ref())));
+    text.push_str(&format!("migrated  {}\n", scripts(&ready.migrated)));
+    text.push_str("connect   `seedbed psql`, or with the password `seedbed url`\n");
+    text.push_str(&steps(&ready.steps));
+    text.trim_end().to_owned()
+}
+
+fn origin(origin: Option<&Origin>) -> String {
+    match origin {
+        Some(Origin::Snapshot { id, taken_at, .. }) => {
+            format!("snapshot {id}, taken {}", when(taken_at))
+        }
+        Some(Origin::Files) => "seed files".to_owned(),
+        Some(Origin::Empty) => "none: it began empty".to_owned(),
+        None => "not from seedbed".to_owned(),
+    }
+}
+
+/// `2026-11-01 02:03:04Z (3 d ago)`
+fn when(taken_at: &str) -> String {
+    let Ok(taken_at) = taken_at.parse::<jiff::Timestamp>() else { return taken_at.to_owned() };
+    let at = taken_at.strftime("%Y-%m-%d %H:%M:%SZ");
+    match u64::try_from(jiff::Timestamp::now().duration_since(taken_at).as_secs()) {
+        Ok(seconds) => format!("{at} ({} ago)", format::age(Duration::from_secs(seconds))),
+        // The source's clock is ahead of ours.
+        Err(_) => at.to_string(),
+    }
+}
+
+fn scripts(ran: &[migrate::Ran]) -> String {
+    match ran {
+        [] => "nothing to do".to_owned(),
+        ran => {
+            let names: Vec<String> = ran
+                .iter()
+                .map(|ran| format!("{} ({})", ran.script, millis(ran.elapsed_ms)))
+                .collect();
+            names.join(", ")
+        }
+    }
+}
+
+fn millis(count: u64) -> String {
+    format::duration(Duration::from_millis(count))
+}
+
+fn steps(steps: &[StepRecord]) -> String {
+    if steps.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<[String; 3]> = steps
+        .iter()
+        .map(|step| [step.name.clone(), millis(step.elapsed_ms), step.detail.clone()])
+        .collect();
+    let columns = [("step", Align::Left), ("took", Align::Right), ("", Align::Left)];
+    format!("\n{}", format::table(columns, &rows))
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = format!("environment  {}\n", status.environment);
+    let Some(server) = &status.server else {
+        return format!("{text}server       none runs here: `seedbed up` starts it");
+    };
+    text.push_str(&format!(
+        "server       {}, PostgreSQL {}, {}:{}\n",
+        server.kind, server.version, server.host, server.port
+    ));
+    let Some(database) = &status.database else {
+        return format!("{text}database     none yet: `seedbed up` builds it");
+    };
+    let bytes = u64::try_from(database.size_bytes).unwrap_or_default();
+    text.push_str(&format!(
+        "database     {}, {}\nurl          {}\nschema       {}\n",
+        database.name,
+        format::bytes(bytes),
+        database.url,
+        database.schema_version.as_deref().unwrap_or("no version")
+    ));
+    text.push_str(&match database.pending.as_slice() {
+        [] => "pending      nothing\n".to_owned(),
+        pending => format!("pending      {}\n", pending.join(", ")),
+    });
+    text.push_str(&format!("data         {}", origin(database.origin.as_ref())));
+    text
+}
+
+pub(super) fn migrated(outcome: &migrate::Outcome) -> String {
+    let before = outcome.before.as_deref().unwrap_or("empty");
+    let after = outcome.after.as_deref().unwrap_or("empty");
+    if outcome.applied.is_empty() {
+        return format!("up to date: schema version {after}, no script to run");
+    }
+    let mut text = String::new();
+    for ran in &outcome.applied {
+        text.push_str(&format!("{:>8}  {}\n", millis(ran.elapsed_ms), ran.script));
+    }
+    text.push_str(&format!(
+        "schema version {before} → {after}, {}",
+        format::counted(outcome.applied.len() as u64, "script")
+    ));
+    text
+}
+
+pub(super) fn info(info: &migrate::Info) -> String {
+    let rows: Vec<[String; 5]> = info
+        .migrations
+        .iter()
+        .map(|row| {
+            [
+                row.version.clone().unwrap_or_default(),
+                row.description.clone(),
+                row.kind.clone(),
+                row.installed_on.clone().unwrap_or_default(),
+                row.state.to_string(),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("version", Align::Left),
+        ("description", Align::Left),
+        ("type", Align::Left),
+        ("installed on", Align::Left),
+        ("state", Align::Left),
+    ];
+    let version = info.schema_version.as_deref().unwrap_or("none");
+    format!("schema version {version}\n\n{}", format::table(columns, &rows)).trim_end().to_owned()
+}
+
+pub(super) fn findings(findings: &[migrate::Finding]) -> String {
+    match findings {
+        [] => "the history matches the files".to_owned(),
+        findings => findings
+            .iter()
+            .map(|finding| format!("{}: {}", finding.code, finding.message))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    }
+}
+
+/// Lines, or that there are none.
+pub(super) fn lines(lines: &[String]) -> String {
+    match lines {
+        [] => "nothing to do".to_owned(),
+        lines => lines.join("\n"),
+    }
+}
+
+pub(super) fn undone(undone: &migrate::Undone) -> String {
+    if undone.undone.is_empty() {
+        return "no version is applied, nothing to undo".to_owned();
+    }
+    let before = undone.before.as_deref().unwrap_or("empty");
+    let after = undone.after.as_deref().unwrap_or("empty");
+    let mut text = String::new();
+    for ran in &undone.undone {
+        text.push_str(&format!("{:>8}  {}\n", millis(ran.elapsed_ms), ran.script));
+    }
+    let count = format::counted(undone.undone.len() as u64, "undo script");
+    text.push_str(&format!("schema version {before} → {after}, {count}"));
+    text
+}
+
+pub(super) fn drift(drift: &users::Drift) -> String {
+    if drift.is_none() {
+        return "effective privileges are what the files say".to_owned();
+    }
+    let missing = drift.missing.iter().map(|privilege| format!("missing  {privilege}"));
+    let extra = drift.extra.iter().map(|privilege| format!("extra    {privilege}"));
+    missing.chain(extra).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn published(published: &Published) -> String {
+    let facts = &published.facts;
+    format!(
+        "{}snapshot {} of `{}`, schema version {}, published in {}\n{}, {}: {} plain, {} stored, {} \
+         uploaded\n{}",
+        if published.proved { "proved " } else { "" },
+        published.id,
+        published.database,
+        published.schema_version.as_deref().unwrap_or("none"),
+        published.store,
+        format::counted(facts.tables, "table"),
+        format::counted(facts.rows, "row"),
+        format::bytes(facts.plain_bytes),
+        format::bytes(facts.stored_bytes),
+        format::bytes(facts.new_bytes),
+        steps(&published.steps),
+    )
+    .trim_end()
+    .to_owned()
+}
+
+pub(super) fn loaded(file: &Utf8Path, loaded: &seed::Loaded) -> String {
+    let size = format::bytes(loaded.bytes);
+    match loaded.statements {
+        0 => format!("loaded {file} ({size})"),
+        count => format!(
+            "loaded {file} ({size}): {}, {} by copy",
+            format::counted(count, "statement"),
+            format::counted(loaded.rows, "row")
+        ),
+    }
+}
+
+pub(super) fn stopped(stopped: &Stopped) -> String {
+    let mut text = match &stopped.server {
+        Some(server) => format!("stopped {server}"),
+        None => "no server was running".to_owned(),
+    };
+    if let Some(data) = &stopped.data_removed {
+        text.push_str(&format!("\nremoved {data}"));
+    }
+    text
+}
+
+/// The SQL that would run, with a heading for each script.
+pub(super) fn dry_run(plan: &migrate::DryRun) -> String {
+    if plan.scripts.is_empty() {
+        return "-- nothing to run".to_owned();
+    }
+    let mut text = plan.preparation.clone();
+    for script in &plan.scripts {
+        text.push_str(&format!("\n-- {}\n{}", script.script, script.sql));
+    }
+    text.trim().to_owned()
+}
+
+/// A dry run in a line per script.
+pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
+    plan.scripts.iter().map(|script| format!("run {}", script.script)).collect()
+}
+
+pub(super) fn pruned(pruned: &prune::Pruned) -> String {
+    let rows: Vec<[String; 5]> = pruned
+        .snapshots
+        .iter()
+        .map(|line| {
+            let fate = match line.fate {
+                Fate::Removed if pruned.done => "removed".to_owned(),
+                fate => fate.to_string(),
+            };
+            [
+                line.id.clone(),
+                line.taken_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+                line.version.clone().unwrap_or_default(),
+                line.database.clone(),
+                fate,
+            ]
+        })
+        .collect();
+    let columns = [
+        ("id", Align::Left),
+        ("taken at", Align::Left),
+        ("version", Align::Left),
+        ("database", Align::Left),
+        ("fate", Align::Left),
+    ];
+    let chunks = &pruned.chunks;
+    let will = if pruned.done { "" } else { "to be " };
+    let mut text = format!(
+        "{}\nchunks: {} in use, {} waiting for the grace period, {} {will}marked ({}), {} {will}\
+         removed ({})\n",
+        format::table(columns, &rows),
+        format::count(chunks.named),
+        format::count(chunks.waiting),
+        format::count(chunks.marked),
+        format::bytes(chunks.marked_bytes),
+        format::count(chunks.removed),
+        format::bytes(chunks.removed_bytes),
+    );
+    if let Some(reason) = &pruned.chunks_stay {
+        text.push_str(&format!("no chunk is removed: {reason}\n"));
+    }
+    if !pruned.done {
+        text.push_str("nothing was changed: `seedbed snapshot prune --yes` does it\n");
+    }
+    text.trim_end().to_owned()
+}
+
+pub(super) fn exported(exported: &export::Exported) -> String {
+    format!(
+        "snapshot {} in {}: {} of {}, {}; LOAD.md there has the commands",
+        exported.id,
+        exported.folder,
+        format::counted(exported.rows, "row"),
+        format::counted(exported.tables, "table"),
+        format::bytes(exported.bytes),
+    )
+}
+
+pub(super) fn snapshots(list: &[find::Listed]) -> String {
+    if list.is_empty() {
+        return "no snapshot yet: `seedbed snapshot create` makes one".to_owned();
+    }
+    let rows: Vec<[String; 6]> = list
+        .iter()
+        .map(|listed| {
+            let details = listed.details.as_ref();
+            [
+                listed.id.clone(),
+                listed.taken_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+                format::age(Duration::from_secs(listed.age_seconds)),
+                listed.version.clone().unwrap_or_default(),
+                details.map(|details| format::count(details.rows)).unwrap_or_default(),
+                match (&listed.problem, details) {
+                    (Some(problem), _) => problem.clone(),
+                    (None, Some(details)) => format::bytes(details.stored_bytes),
+                    (None, None) => String::new(),
+                },
+            ]
+        })
+        .collect();
+    let columns = [
+        ("id", Align::Left),
+        ("taken at", Align::Left),
+        ("age", Align::Right),
+        ("version", Align::Left),
+        ("rows", Align::Right),
+        ("stored", Align::Left),
+    ];
+    format::table(columns, &rows).trim_end().to_owned()
+}
+
+pub(super) fn manifest(manifest: &Manifest) -> String {
+    let mut text = format!(
+        "id        {}\ntaken at  {}\ndatabase  {}, PostgreSQL {}, {} {}\nschema    version {}\n\n",
+        manifest.id,
+        when(&manifest.taken_at.to_string()),
+        manifest.database,
+        manifest.server.version,
+        manifest.server.encoding,
+        manifest.server.collate,
+        history::current_version(&manifest.history).as_deref().unwrap_or("none"),
+    );
+    let rows: Vec<[String; 4]> = manifest
+        .tables
+        .iter()
+        .map(|table| {
+            let stored: u64 = table.chunks.iter().map(|chunk| chunk.stored_size).sum();
+            [
+                format!("{}.{}", table.schema, table.name),
+                format::count(table.rows),
+                format::bytes(stored),
+                table.chunks.len().to_string(),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("table", Align::Left),
+        ("rows", Align::Right),
+        ("stored", Align::Right),
+        ("chunks", Align::Right),
+    ];
+    text.push_str(&format::table(columns, &rows));
+    text.trim_end().to_owned()
+}
+
+pub(super) fn why(why: &find::Why) -> String {
+    if why.snapshots.is_empty() {
+        return format!("{} holds no snapshot", why.store);
+    }
+    let rows: Vec<[String; 4]> = why
+        .snapshots
+        .iter()
+        .map(|reason| {
+            [
+                if reason.taken { "→".to_owned() } else { String::new() },
+                reason.id.clone(),
+                reason.taken_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+                reason.reason.clone(),
+            ]
+        })
+        .collect();
+    let columns =
+        [("", Align::Left), ("id", Align::Left), ("taken at", Align::Left), ("why", Align::Left)];
+    format::table(columns, &rows).trim_end().to_owned()
+}
+
+pub(super) fn verified(verified: &verify::Verified) -> String {
+    format!(
+        "{} whole: {}, {} stored, {} plain, {}",
+        verified.snapshots.join(", "),
+        format::counted(verified.objects, "object"),
+        format::bytes(verified.stored_bytes),
+        format::bytes(verified.plain_bytes),
+        format::counted(verified.rows, "row")
+    )
+}
+
+pub(super) fn proof(proof: &Proof) -> String {
+    let mut text = String::new();
+    for check in &proof.checks {
+        let mark = if check.passed { "ok  " } else { "FAIL" };
+        text.push_str(&format!(
+            "{mark}  {}: {} ({})\n",
+            check.name,
+            check.detail,
+            millis(check.elapsed_ms)
+        ));
+    }
+    text.push_str(&proof_facts(proof));
+    if let Some(url) = &proof.kept_url {
+        text.push_str(&format!("\nkept: {url}"));
+    }
+    text
+}
+
+/// The data that the proof was made on, in one line.
+pub(super) fn proof_facts(proof: &Proof) -> String {
+    format!(
+        "data: {}; schema version {}",
+        origin(proof.origin.as_ref()),
+        proof.schema_version.as_deref().unwrap_or("none")
+    )
+}
+
+/// What kept `ci` from proving anything, as the one check of its reports.
+pub(super) fn failed_check(error: &Error) -> Check {
+    let name = match error.exit() {
+        Exit::Script | Exit::History => "pending migrations run",
+        Exit::Done
+        | Exit::Bug
+        | Exit::CommandLine
+        | Exit::Configuration
+        | Exit::Server
+        | Exit::Database
+        | Exit::NoSnapshot
+        | Exit::Store
+        | Exit::Damaged
+        | Exit::Locked
+        | Exit::Refused
+        | Exit::CheckFailed
+        | Exit::Interrupted => "build the database",
+    };
+    let detail = Failure::of(error).text(false);
+    let detail = detail.trim_end().trim_start_matches("error: ").to_owned();
+    Check { name: name.to_owned(), passed: false, detail, elapsed_ms: 0 }
+}
+
+pub(super) fn config(origins: &[config::Origin]) -> String {
+    /// A line of a terminal holds key, value and place; a URL may be longer than that.
+    const WIDEST: usize = 36;
+    let rows: Vec<[String; 3]> = origins
+        .iter()
+        .map(|origin| [origin.key.clone(), origin.value.clone(), origin.source.clone()])
+        .collect();
+    let columns = [("key", Align::Left), ("value", Align::Left), ("from", Align::Left)];
+    format::ragged_table(columns, &rows, WIDEST).trim_end().to_owned()
+}
+
+/// `8d`, `12h`, `90m` as seconds.
+pub(super) fn parse_age(text: &str) -> Result<u64, Error> {
+    crate::config::read_duration(text).ok_or_else(|| {
+        Error::CommandLine(format!(
+            "`--max-age {text}`: expected a number and a unit, as 8d, 12h or 90m"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_age;
+
+    #[test]
+    fn ages_are_a_number_and_a_unit() {
+        assert_eq!(parse_age("8d").ok(), Some(691_200));
+        assert_eq!(parse_age("90m").ok(), Some(5_400));
+        for wrong in ["", "d", "8", "8 d", "-1d", "8w", "8ü", "99999999999999999999d"] {
+            assert!(parse_age(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Finds the project and its environment and lays the layers over each other.
+//!
+//! Later wins: defaults, `conf/seedbed.toml`, Flyway's shared files, the environment's files,
+//! `FLYWAY_*` and `SEEDBED_*` variables, flags.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::Config;
+use super::build::build;
+use super::database::{Found, Surroundings, database};
+use super::error::Error;
+use super::layer::{self, Entry, Raw};
+use super::settings::{Settings, Strictness};
+use crate::env::Env;
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--project`.
+    pub project: Option<Utf8PathBuf>,
+    /// `--env`.
+    pub env: Option<String>,
+    /// Key and value; shown as `--flag`.
+    pub overrides: Vec<(String, String)>,
+}
+
+/// Names in `conf/` that are shared by all environments.
+const SHARED: &[&str] = &["seedbed", "flyway", "flyway.user"];
+
+/// What Flyway's desktop program and its relatives keep in `flyway.toml`.
+const OF_OTHER_TOOLS: &[&str] =
+    &["flywayDesktop.", "redgateCompare.", "databaseType", "environments", "id", "name"];
+
+/// Variables of the prefix `SEEDBED_` that are no keys; one that ends in `_` is a family.
+const OWN_VARIABLES: &[&str] =
+    &["ENV", "PROJECT", "CACHE_DIR", "COLOR", "LOG", "DATASETS", "TEST_", "BENCH_"];
+
+/// The effective configuration of one environment.
+///
+/// # Errors
+/// No project, an unknown environment, an unreadable file, an unknown key, a value that its key
+/// does not take, a variable that is not set.
+pub fn load(env: &Env, flags: &Flags) -> Result<Config, Error> {
+    let (settings, project, environment) = lay(env, flags)?;
+    build(&settings, project, environment)
+}
+
+/// The environment's name, if it is protected; also when the rest of it cannot be used here, as
+/// where a variable with its password is not set.
+pub fn protected_environment(env: &Env, flags: &Flags) -> Option<String> {
+    let (settings, _, environment) = lay(env, flags).ok()?;
+    settings.flag("protected").ok()?.then_some(environment)
+}
+
+fn lay<'a>(env: &'a Env, flags: &Flags) -> Result<(Settings<'a>, Utf8PathBuf, String), Error> {
+    let project = find_project(env, flags.project.as_deref())?;
+    let files = Files::read(&project, env)?;
+    let environment = files.environment(env, flags.env.as_deref())?;
+
+    let mut settings = Settings::new(env, &project);
+    for (entries, strictness) in files.shared(&environment) {
+        settings.lay(entries, strictness)?;
+    }
+    for (entries, strictness) in files.of_environment(&environment, &project, env)? {
+        settings.lay(entries, strictness)?;
+    }
+    settings.lay_variables(env.with_prefix("FLYWAY_"), "FLYWAY_", "flyway.", &[])?;
+    settings.lay_variables(env.with_prefix("SEEDBED_"), "SEEDBED_", "", OWN_VARIABLES)?;
+    settings.lay(flags.overrides.iter().map(flag_entry).collect(), Strictness::All)?;
+    Ok((settings, project, environment))
+}
+
+/// The server of a protected environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Protected {
+    pub environment: String,
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+}
+
+/// The servers of the project's other protected environments, as their files name them. One whose name
+/// stands in a variable that is not set here cannot be reached from here either, and is left out.
+///
+/// # Errors
+/// A file that cannot be read or understood: it may be the one that protects.
+pub fn protected_elsewhere(env: &Env, config: &Config) -> Result<Vec<Protected>, Error> {
+    let project = &config.project;
+    let files = Files::read(project, env)?;
+    let mut found = Vec::new();
+    for environment in files.environments.iter().filter(|name| **name != config.environment) {
+        let mut settings = Settings::new(env, project);
+        for (entries, strictness) in files.shared(environment) {
+            settings.lay(entries, strictness)?;
+        }
+        for (entries, strictness) in files.of_environment(environment, project, env)? {
+            settings.lay(entries, strictness)?;
+        }
+        if !settings.flag("protected")? {
+            continue;
+        }
+        // Its password is nobody's business here.
+        let none = ("database.password".to_owned(), String::new());
+        settings.lay(vec![flag_entry(&none)], Strictness::All)?;
+        match database(&settings, project, Surroundings::Ignored, &mut Found::default()) {
+            Ok(database) if database.named => {
+                let target = database.target();
+                found.push(Protected {
+                    environment: environment.clone(),
+                    host: target.host,
+                    port: target.port,
+                    database: target.database,
+                });
+            }
+            Ok(_) | Err(Error::UnsetVariable { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn flag_entry((key, value): &(String, String)) -> Entry {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let flag = super::keys::variable_name(last).to_ascii_lowercase().replace('_', "-");
+    Entry { key: key.clone(), value: Raw::Text(value.clone()), place: format!("--{flag}") }
+}
+
+fn is_project(folder: &Utf8Path) -> bool {
+    folder.join("conf").is_dir()
+        || folder.join("flyway.conf").is_file()
+        || folder.join("flyway.toml").is_file()
+}
+
+/// `--project`, `SEEDBED_PROJECT`, the nearest parent that is one.
+fn find_project(env: &Env, named: Option<&Utf8Path>) -> Result<Utf8PathBuf, Error> {
+    if let Some(named) = named.or_else(|| env.get("SEEDBED_PROJECT").map(Utf8Path::new)) {
+        let path = env.current_dir.join(named);
+        let path = path.canonicalize_utf8().unwrap_or(path);
+        return if is_project(&path) { Ok(path) } else { Err(Error::NotAProject { path }) };
+    }
+    env.current_dir
+        .ancestors()
+        .find(|folder| is_project(folder))
+        .map(Utf8Path::to_owned)
+        .ok_or_else(|| Error::NoProject { start: env.current_dir.clone() })
+}
+
+/// The shared files, read, and the names of the environments.
+struct Files {
+    seedbed: Vec<Entry>,
+    flyway_conf: Vec<Entry>,
+    flyway_toml: Vec<Entry>,
+    environments: Vec<String>,
+}
+
+impl Files {
+    fn read(project: &Utf8Path, env: &Env) -> Result<Self, Error> {
+        let read_toml = |file: &str| match layer::read_file(&project.join(file))? {
+            Some(text) => layer::toml(&text, file),
+            None => Ok(Vec::new()),
+        };
+        let mut flyway_conf = Vec::new();
+        for file in ["flyway.conf", "conf/flyway.conf"] {
+            if let Some(text) = layer::read_file(&project.join(file))? {
+                flyway_conf.extend(layer::conf(&text, file, env));
+            }
+        }
+        let mut flyway_toml = Vec::new();
+        for file in ["flyway.toml", "flyway.user.toml", "conf/flyway.toml", "conf/flyway.user.toml"]
+        {
+            flyway_toml.extend(read_toml(file)?);
+        }
+        for entry in &mut flyway_toml {
+            flyway_variables(&mut entry.value);
+        }
+        let environments = environments(project, &flyway_toml)?;
+        Ok(Self {
+            seedbed: read_toml("conf/seedbed.toml")?,
+            flyway_conf,
+            flyway_toml,
+            environments,
+        })
+    }
+
+    /// `--env`, `SEEDBED_ENV`, `default_env`, `dev`, the only one.
+    fn environment(&self, env: &Env, named: Option<&str>) -> Result<String, Error> {
+        let exists = |name: &str| self.environments.iter().any(|other| other == name);
+        let configured = self
+            .flyway_toml
+            .iter()
+            .filter(|entry| entry.key == "flyway.environment")
+            .chain(self.seedbed.iter().filter(|entry| entry.key == "default_env"))
+            .filter_map(|entry| match &entry.value {
+                Raw::Text(text) => Some(text.as_str()),
+                Raw::List(_) => None,
+            })
+            .next_back();
+        let named = named
+            .or_else(|| env.get("SEEDBED_ENV"))
+            .or_else(|| env.get("SEEDBED_DEFAULT_ENV"))
+            .or_else(|| env.get("FLYWAY_ENVIRONMENT"))
+            .or(configured);
+        match (named, self.environments.as_slice()) {
+            // A project without environments has one that is all defaults.
+            (Some("dev") | None, []) => Ok("dev".to_owned()),
+            (Some(name), _) if exists(name) => Ok(name.to_owned()),
+            (Some(name), _) => Err(Error::UnknownEnvironment {
+                name: name.to_owned(),
+                environments: self.environments.clone(),
+            }),
+            (None, _) if exists("dev") => Ok("dev".to_owned()),
+            (None, [only]) => Ok(only.clone()),
+            // Flyway's own default.
+            (None, _) if exists("default") => Ok("default".to_owned()),
+            (None, _) => Err(Error::NoEnvironment { environments: self.environments.clone() }),
+        }
+    }
+
+    fn shared(&self, environment: &str) -> Vec<(Vec<Entry>, Strictness)> {
+        let mut toml: Vec<Entry> = self
+            .flyway_toml
+            .iter()
+            .filter(|entry| section_of_environment(&entry.key).is_none())
+            .filter(|entry| !OF_OTHER_TOOLS.iter().any(|start| entry.key.starts_with(start)))
+            .cloned()
+            .collect();
+        // Flyway's environment `default` stands for one that `flyway.toml` does not have.
+        if !self.in_flyway_toml(environment) {
+            toml.extend(self.flyway_environment("default"));
+        }
+        vec![
+            (self.seedbed.clone(), Strictness::All),
+            (self.flyway_conf.clone(), Strictness::FlywayOnly),
+            (toml, Strictness::FlywayOnly),
+        ]
+    }
+
+    fn of_environment(
+        &self,
+        environment: &str,
+        project: &Utf8Path,
+        env: &Env,
+    ) -> Result<Vec<(Vec<Entry>, Strictness)>, Error> {
+        let mut layers = vec![(self.flyway_environment(environment), Strictness::All)];
+        let file = format!("conf/{environment}.toml");
+        if let Some(text) = layer::read_file(&project.join(&file))? {
+            layers.push((layer::toml(&text, &file)?, Strictness::All));
+        }
+        let file = format!("conf/{environment}.conf");
+        if let Some(text) = layer::read_file(&project.join(&file))? {
+            layers.push((layer::conf(&text, &file, env), Strictness::FlywayOnly));
+        }
+        Ok(layers)
+    }
+
+    fn in_flyway_toml(&self, environment: &str) -> bool {
+        self.flyway_toml.iter().any(|entry| {
+            section_of_environment(&entry.key).is_some_and(|(name, _)| name == environment)
+        })
+    }
+
+    /// `[environments.x]` and `[environments.x.flyway]`, both as keys of `flyway.`.
+    fn flyway_environment(&self, environment: &str) -> Vec<Entry> {
+        self.flyway_toml
+            .iter()
+            .filter_map(|entry| {
+                let (name, key) = section_of_environment(&entry.key)?;
+                let key = key.strip_prefix("flyway.").unwrap_or(key);
+                (name == environment)
+                    .then(|| Entry { key: format!("flyway.{key}"), ..entry.clone() })
+            })
+            .collect()
+    }
+}
+
+/// The name and the key of `environments.<name>.<key>`.
+fn section_of_environment(key: &str) -> Option<(&str, &str)> {
+    key.strip_prefix("environments.")?.split_once('.')
+}
+
+/// `${env.NAME}`, Flyway's way in TOML, becomes ours.
+fn flyway_variables(value: &mut Raw) {
+    let ours = |text: &mut String| *text = text.replace("${env.", "${env:");
+    match value {
+        Raw::Text(text) => ours(text),
+        Raw::List(items) => items.iter_mut().for_each(ours),
+    }
+}
+
+fn environments(project: &Utf8Path, flyway_toml: &[Entry]) -> Result<Vec<String>, Error> {
+    let folder = project.join("conf");
+    let mut names: Vec<String> = flyway_toml
+        .iter()
+        .filter_map(|entry| section_of_environment(&entry.key))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let fail = |source| Error::Read { path: folder.clone(), source };
+    if folder.is_dir() {
+        for file in folder.read_dir_utf8().map_err(fail)? {
+            let file = file.map_err(fail)?;
+            let path = file.path();
+            let is_ours = matches!(path.extension(), Some("toml" | "conf")) && path.is_file();
+            if let Some(stem) = path.file_stem().filter(|_| is_ours)
+                && !SHARED.contains(&stem)
+                && !stem.starts_with('.')
+            {
+                names.push(stem.to_owned());
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}

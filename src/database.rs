@@ -1,0 +1,758 @@
+//! Build beside, then swap: the first of the two acts.
+//!
+//! A [`Scratch`] is a database we made that nobody uses yet: it may be loaded and dropped. A
+//! [`Database`] is live: nothing here loads or drops one, only [`swap_in`] replaces it. What we made
+//! carries a marker, a comment `seedbed {…}` on the database; nothing without it is ever dropped,
+//! and the marker is read in the session that drops.
+
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::engine::Server;
+use crate::error::Exit;
+use crate::lock;
+use crate::pg::names::DatabaseName;
+use crate::pg::{self, Session, Target, quote};
+use crate::report::format::counted;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("interrupted")]
+    Interrupted,
+    #[error("{what} `{database}`: {error}")]
+    Sql { what: &'static str, database: String, error: pg::Error },
+    #[error("database `{database}` was not made by seedbed, so it is left as it is")]
+    NotOurs { database: String },
+    #[error(
+        "database `{database}` cannot be replaced: it still has {}",
+        counted(gids.len() as u64, "prepared transaction")
+    )]
+    Prepared { database: String, gids: Vec<String> },
+}
+
+impl Error {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Interrupted => Exit::Interrupted,
+            Self::Sql { error, .. } => crate::error::pg_exit(error),
+            Self::NotOurs { .. } => Exit::Refused,
+            Self::Prepared { .. } => Exit::Database,
+        }
+    }
+
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Interrupted | Self::Sql { .. } => Vec::new(),
+            Self::NotOurs { database } => vec![
+                "migrate it where it is with `seedbed migrate`".to_owned(),
+                format!("or rename it yourself: `alter database {database} rename to …`"),
+            ],
+            Self::Prepared { gids, .. } => {
+                let end = |gid: &String| {
+                    format!("end it with `rollback prepared {}`", quote::literal(gid))
+                };
+                gids.iter().take(2).map(end).collect()
+            }
+        }
+    }
+}
+
+/// What a database of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Being built.
+    Scratch,
+    /// The one people use.
+    Live,
+    /// Frozen, to be cloned.
+    Template,
+    /// Replaced, about to be dropped.
+    Retired,
+}
+
+/// Where the rows came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    Snapshot { id: String, taken_at: String, version: Option<String> },
+    Files,
+    Empty,
+}
+
+/// The comment that makes a database ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    pub format: u32,
+    pub kind: Kind,
+    /// Final name of the database that this one is, was or will be.
+    pub database: String,
+    pub origin: Option<Origin>,
+    /// Of templates, and of what was cloned from one.
+    pub fingerprint: Option<String>,
+    /// RFC 3339, by the clock of the machine that ran seedbed.
+    pub made_at: String,
+}
+
+const MARKER_FORMAT: u32 = 1;
+const MARKER_PREFIX: &str = "seedbed ";
+
+impl Marker {
+    fn new(kind: Kind, database: &str) -> Self {
+        Self {
+            format: MARKER_FORMAT,
+            kind,
+            database: database.to_owned(),
+            origin: None,
+            fingerprint: None,
+            made_at: jiff::Timestamp::now().to_string(),
+        }
+    }
+
+    fn comment(&self) -> String {
+        let json = serde_json::to_string(self).expect("a struct of strings serializes");
+        format!("{MARKER_PREFIX}{json}")
+    }
+
+    fn parse(comment: &str) -> Option<Self> {
+        serde_json::from_str(comment.strip_prefix(MARKER_PREFIX)?).ok()
+    }
+}
+
+/// A database as it was found on a server.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub name: String,
+    pub marker: Option<Marker>,
+    pub owner: String,
+    pub allows_connections: bool,
+}
+
+/// A live database: never loaded into, never dropped.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub name: String,
+    pub marker: Option<Marker>,
+}
+
+/// A database that we made and nobody uses yet. It is dropped by [`Scratch::discard`], swapped in, or
+/// swept by the next run.
+pub struct Scratch {
+    name: String,
+    marker: Marker,
+    admin: Target,
+    /// Holds the advisory lock that keeps other runs from sweeping it.
+    guard: Session,
+}
+
+/// How a new database encodes and sorts text.
+#[derive(Debug, Clone, Default)]
+pub struct Locale {
+    pub encoding: Option<String>,
+    pub collate: Option<String>,
+    pub ctype: Option<String>,
+}
+
+/// Looks a database up by name.
+///
+/// # Errors
+/// What the server said.
+pub async fn find(session: &Session, name: &str) -> Result<Option<Found>, Error> {
+    Ok(list(session).await?.into_iter().find(|found| found.name == name))
+}
+
+/// The live database of that name, if there is one and it may be replaced. Asked before any work.
+///
+/// # Errors
+/// [`Error::NotOurs`], [`Error::Prepared`]; what the server said.
+pub async fn replaceable(session: &Session, name: &str) -> Result<Option<Found>, Error> {
+    let Some(found) = find(session, name).await? else { return Ok(None) };
+    if found.marker.is_none() {
+        return Err(Error::NotOurs { database: name.to_owned() });
+    }
+    refuse_prepared(session, name).await?;
+    Ok(Some(found))
+}
+
+/// All databases of the server.
+///
+/// # Errors
+/// What the server said.
+pub async fn list(session: &Session) -> Result<Vec<Found>, Error> {
+    let rows = session
+        .query(
+            "select d.datname::text,
+                    shobj_description(d.oid, 'pg_database'),
+                    pg_get_userbyid(d.datdba)::text,
+                    d.datallowconn
+             from pg_database d
+             order by d.datname",
+            &[],
+        )
+        .await
+        .map_err(|error| Error::Sql { what: "look up", database: "*".to_owned(), error })?;
+    Ok(rows
+        .iter()
+        .map(|row| Found {
+            name: row.get(0),
+            marker: row.get::<_, Option<String>>(1).as_deref().and_then(Marker::parse),
+            owner: row.get(2),
+            allows_connections: row.get(3),
+        })
+        .collect())
+}
+
+impl Scratch {
+    /// Creates an empty database beside the one that will be called `final_name`.
+    ///
+    /// A locale that the server does not have is replaced by `C` with a warning: rows keep their
+    /// bytes, only the order of text differs.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn create(
+        ctx: &Context,
+        server: &Server,
+        final_name: &str,
+        owner: &str,
+        locale: &Locale,
+    ) -> Result<Self, Error> {
+        let (name, guard) = reserve(server, final_name, "scratch").await?;
+        let fail = |error| Error::Sql { what: "create database", database: name.clone(), error };
+        let base = format!(
+            "create database {} template template0 owner {}",
+            quote::ident(&name),
+            quote::ident(owner),
+        );
+        let mut statement = base.clone();
+        let options = [
+            ("encoding", &locale.encoding),
+            ("lc_collate", &locale.collate),
+            ("lc_ctype", &locale.ctype),
+        ];
+        for (option, value) in options {
+            if let Some(value) = value {
+                statement.push_str(&format!(" {option} {}", quote::literal(value)));
+            }
+        }
+        match stoppable(ctx, &guard, &statement).await {
+            Ok(()) => {}
+            // invalid_parameter_value: no such locale; wrong_object_type covers older servers.
+            Err(error)
+                if matches!(error.sqlstate(), Some("22023" | "42809"))
+                    && locale.collate.is_some() =>
+            {
+                ctx.report.warn(format!(
+                    "this server has no locale `{}`; text sorts by `C` here",
+                    locale.collate.as_deref().unwrap_or("?"),
+                ));
+                let encoding = locale.encoding.as_deref().unwrap_or("UTF8");
+                let fallback = format!(
+                    "{base} encoding {} lc_collate 'C' lc_ctype 'C'",
+                    quote::literal(encoding)
+                );
+                guard.batch(&fallback).await.map_err(fail)?;
+            }
+            Err(error) => return Err(stopped(ctx, "create database", &name, error)),
+        }
+        let marker = Marker::new(Kind::Scratch, final_name);
+        set_marker(&guard, &name, &marker).await?;
+        Ok(Self { name, marker, admin: server.admin.clone(), guard })
+    }
+
+    /// Clones a template of ours into a new scratch database.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub(crate) async fn clone_of(
+        ctx: &Context,
+        server: &Server,
+        template: &str,
+        marker: &Marker,
+        owner: &str,
+    ) -> Result<Self, Error> {
+        let (name, guard) = reserve(server, &marker.database, "scratch").await?;
+        // Nobody can connect to a template, unless somebody opened it on purpose: a copy would then fail.
+        let fail =
+            |error| Error::Sql { what: "clone template", database: template.to_owned(), error };
+        block_and_end(&guard, template).await.map_err(fail)?;
+        copy(ctx, &guard, server, &name, template, owner).await?;
+        let marker = Marker { kind: Kind::Scratch, ..marker.clone() };
+        set_marker(&guard, &name, &marker).await?;
+        Ok(Self { name, marker, admin: server.admin.clone(), guard })
+    }
+
+    /// The name that it has until it is swapped in.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The name that it is built for.
+    pub fn final_name(&self) -> &str {
+        &self.marker.database
+    }
+
+    /// Both names, for files that are written for the final one.
+    pub fn names(&self) -> DatabaseName {
+        DatabaseName { final_name: self.marker.database.clone(), actual: self.name.clone() }
+    }
+
+    /// Where the superuser reaches it.
+    pub fn admin(&self) -> Target {
+        self.admin.with_database(&self.name)
+    }
+
+    /// Notes where its rows came from.
+    pub fn set_origin(&mut self, origin: Origin) {
+        self.marker.origin = Some(origin);
+    }
+
+    /// Notes what it was built from, for templates.
+    pub fn set_fingerprint(&mut self, fingerprint: &str) {
+        self.marker.fingerprint = Some(fingerprint.to_owned());
+    }
+
+    /// What its marker says.
+    pub fn marker(&self) -> &Marker {
+        &self.marker
+    }
+
+    /// The session that holds its lock; connected to the maintenance database.
+    pub(crate) fn session(&self) -> &Session {
+        &self.guard
+    }
+
+    /// Leaves it up for somebody to look at: marked live under the name that it has, so that no
+    /// later run sweeps it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn keep(self) -> Result<(), Error> {
+        let marker =
+            Marker { kind: Kind::Live, database: self.name.clone(), ..self.marker.clone() };
+        set_marker(&self.guard, &self.name, &marker).await?;
+        self.guard.close().await;
+        Ok(())
+    }
+
+    /// Drops it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn discard(self) -> Result<(), Error> {
+        let Self { name, guard, admin, .. } = self;
+        let dropped = drop_marked(&guard, &name, &[Kind::Scratch]).await;
+        guard.close().await;
+        let Err(Error::Sql { .. }) = dropped else { return dropped };
+        // The server signals a cancelled statement twice, and the second signal may have met the drop: a
+        // new session has nothing to be cancelled.
+        let fresh = Session::connect(&admin).await.map_err(|error| Error::Sql {
+            what: "drop database",
+            database: name.clone(),
+            error,
+        })?;
+        let dropped = drop_marked(&fresh, &name, &[Kind::Scratch]).await;
+        fresh.close().await;
+        dropped
+    }
+}
+
+/// Makes `scratch` the live database. Sessions of the one that it replaces are ended; the two renames
+/// are one transaction; only then is the old one dropped.
+///
+/// # Errors
+/// [`Error::NotOurs`] when a live database of that name lacks our marker. On any error the old
+/// database is as it was.
+pub async fn swap_in(ctx: &Context, scratch: Scratch) -> Result<Database, Error> {
+    match replace(ctx, &scratch).await {
+        Ok(database) => {
+            scratch.guard.close().await;
+            Ok(database)
+        }
+        Err(error) => {
+            if let Err(left) = scratch.discard().await {
+                ctx.report.detail(format!("the next run removes what is left: {left}"));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn replace(ctx: &Context, scratch: &Scratch) -> Result<Database, Error> {
+    let final_name = scratch.final_name().to_owned();
+    let session = &scratch.guard;
+    let marker = Marker { kind: Kind::Live, ..scratch.marker.clone() };
+    let fail = |error| stopped(ctx, "swap in database", &final_name, error);
+    end_sessions(session, &scratch.name).await.map_err(fail)?;
+    let old = match find(session, &final_name).await? {
+        Some(Found { marker: None, .. }) => return Err(Error::NotOurs { database: final_name }),
+        Some(Found { marker: Some(marker), .. }) => {
+            refuse_prepared(session, &final_name).await?;
+            let name = unique_name(&final_name, "retired");
+            Some((name, Marker { kind: Kind::Retired, ..marker }))
+        }
+        None => None,
+    };
+    let swap = Swap { ctx, session, live: &final_name, scratch: &scratch.name };
+    let Some((retired, retired_marker)) = old else {
+        swap.run(&marker, None).await.map_err(fail)?;
+        return Ok(Database { name: final_name, marker: Some(marker) });
+    };
+    let retire = Some((retired.as_str(), &retired_marker));
+    let mut ended = end_sessions(session, &final_name).await.map_err(fail)?;
+    let mut swapped = swap.run(&marker, retire).await;
+    if swapped.as_ref().is_err_and(|error| error.sqlstate() == Some(IN_USE)) {
+        // Somebody connects again faster than the rename locks: only then is the door closed before it,
+        // because a run that is killed here leaves it closed until the next one.
+        let swapping = async {
+            ended += block_and_end(session, &final_name).await?;
+            swap.run(&marker, retire).await
+        };
+        swapped = swapping.await;
+        if swapped.is_err() {
+            // Back to what was: an error here adds nothing to the first.
+            let _ = allow_connections(session, &final_name, "true").await;
+        }
+    }
+    swapped.map_err(fail)?;
+    if ended > 0 {
+        ctx.report
+            .note(format!("ended {} on `{final_name}`", counted(ended.unsigned_abs(), "session")));
+    }
+    if let Err(error) = drop_marked(session, &retired, &[Kind::Retired]).await {
+        // The new one is live: what is left of the old one must not make this run a failure.
+        ctx.report.warn(format!("the replaced database stays as `{retired}`: {error}"));
+    }
+    Ok(Database { name: final_name, marker: Some(marker) })
+}
+
+/// What the server's error means: the statement that Ctrl-C cancelled is no failure of the server.
+fn stopped(ctx: &Context, what: &'static str, database: &str, error: pg::Error) -> Error {
+    if ctx.cancel.is_cancelled() && error.sqlstate() == Some(CANCELLED) {
+        return Error::Interrupted;
+    }
+    Error::Sql { what, database: database.to_owned(), error }
+}
+
+/// SQLSTATE of a statement that was cancelled.
+const CANCELLED: &str = "57014";
+
+/// Runs statements until they end or the user asks to stop; then the server is told to cancel them, and
+/// its answer is awaited: the session can be used on, and nothing goes on behind our back.
+async fn stoppable(ctx: &Context, session: &Session, sql: &str) -> Result<(), pg::Error> {
+    let mut work = std::pin::pin!(session.batch(sql));
+    tokio::select! {
+        biased;
+        result = &mut work => return result,
+        () = ctx.cancel.cancelled() => {}
+    }
+    // A server that cannot be reached any more ends the statement in its own way.
+    let _ = session.cancel_handle().cancel().await;
+    work.await
+}
+
+/// SQLSTATE of a database that somebody is connected to.
+const IN_USE: &str = "55006";
+
+/// The two renames.
+struct Swap<'a> {
+    ctx: &'a Context,
+    session: &'a Session,
+    live: &'a str,
+    scratch: &'a str,
+}
+
+/// Somebody else's open `alter database` is waited for no longer than this.
+const SWAP_LOCK_TIMEOUT: &str = "30s";
+
+impl Swap<'_> {
+    /// One transaction: a run that is killed or stopped in it has changed nothing. `retire`: the name
+    /// and the marker of the database that is replaced, if there is one.
+    async fn run(&self, live: &Marker, retire: Option<(&str, &Marker)>) -> Result<(), pg::Error> {
+        let mut sql = Vec::new();
+        if let Some((name, marker)) = retire {
+            sql.push(comment_statement(self.live, marker));
+            sql.push(rename_statement(self.live, name));
+        }
+        sql.push(comment_statement(self.scratch, live));
+        sql.push(rename_statement(self.scratch, self.live));
+        self.session
+            .batch(&format!("begin; set local lock_timeout = '{SWAP_LOCK_TIMEOUT}'"))
+            .await?;
+        let renamed = async {
+            for statement in &sql {
+                stoppable(self.ctx, self.session, statement).await?;
+            }
+            self.session.batch("commit").await
+        };
+        let renamed = renamed.await;
+        if renamed.is_err() {
+            // The first error is the one that counts.
+            let _ = self.session.batch("rollback").await;
+        }
+        renamed
+    }
+}
+
+/// Puts right what a killed run may have left: opens a live database that a swap had closed, drops
+/// scratch and retired databases that nobody builds any more. Says what it did; one that cannot be
+/// dropped is in nobody's way.
+///
+/// # Errors
+/// What the server said.
+pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result<(), Error> {
+    let session = Session::connect(&server.admin).await.map_err(|error| Error::Sql {
+        what: "look after",
+        database: final_name.to_owned(),
+        error,
+    })?;
+    for found in list(&session).await? {
+        // A scratch database is marked right after it was created; killed between the two, it is
+        // told by its name, and only on a server that is ours alone.
+        let unmarked = found.marker.is_none()
+            && server.started_by_us
+            && ["scratch", "template"]
+                .iter()
+                .any(|kind| found.name.starts_with(&name_stem(final_name, kind)));
+        let leftover = unmarked
+            || found.marker.as_ref().is_some_and(|marker| {
+                marker.database == final_name
+                    && matches!(marker.kind, Kind::Scratch | Kind::Retired)
+            });
+        let fail = |error| Error::Sql { what: "look after", database: found.name.clone(), error };
+        if leftover && lock::try_database(&session, &found.name).await.map_err(fail)? {
+            match force_drop(&session, &found.name).await {
+                Ok(()) => ctx.report.note(format!(
+                    "removed `{}`, left over from a run that was cut off",
+                    found.name
+                )),
+                Err(error) => ctx.report.warn(error.to_string()),
+            }
+        } else if found.name == final_name && found.marker.is_some() && !found.allows_connections {
+            allow_connections(&session, final_name, "true").await.map_err(fail)?;
+        }
+    }
+    session.close().await;
+    Ok(())
+}
+
+/// Updates the marker of a live database of ours after its schema was migrated or seeded by files.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn set_marker(
+    session: &Session,
+    name: &str,
+    marker: &Marker,
+) -> Result<(), Error> {
+    session.batch(&comment_statement(name, marker)).await.map_err(|error| Error::Sql {
+        what: "mark database",
+        database: name.to_owned(),
+        error,
+    })
+}
+
+/// Drops a database that carries our marker with one of `kinds`; the marker is read in the session
+/// that drops.
+pub(crate) async fn drop_marked(
+    session: &Session,
+    name: &str,
+    kinds: &[Kind],
+) -> Result<(), Error> {
+    let Some(found) = find(session, name).await? else { return Ok(()) };
+    if !found.marker.is_some_and(|marker| kinds.contains(&marker.kind)) {
+        return Err(Error::NotOurs { database: name.to_owned() });
+    }
+    force_drop(session, name).await
+}
+
+/// Copies a database with nobody in it. Files are copied as they are where the server can: the
+/// default strategy of PostgreSQL 15 writes the whole copy to the WAL (measured: 3.4 s against 1.6 s
+/// for 1.5 GB).
+pub(crate) async fn copy(
+    ctx: &Context,
+    session: &Session,
+    server: &Server,
+    name: &str,
+    template: &str,
+    owner: &str,
+) -> Result<(), Error> {
+    let strategy = if server.version_num >= 150_000 { " strategy file_copy" } else { "" };
+    let sql = format!(
+        "create database {} template {} owner {}{strategy}",
+        quote::ident(name),
+        quote::ident(template),
+        quote::ident(owner),
+    );
+    let fail = |error| stopped(ctx, "copy into database", name, error);
+    stoppable(ctx, session, &sql).await.map_err(fail)?;
+    // What `alter database … set` and `alter role … in database … set` said stands outside of the
+    // database's files, so a copy begins without it.
+    let settings = session
+        .query(
+            "select r.rolname::text, unnest(s.setconfig)
+             from pg_db_role_setting s
+             join pg_database d on d.oid = s.setdatabase
+             left join pg_roles r on r.oid = s.setrole
+             where d.datname = $1",
+            &[&template],
+        )
+        .await
+        .map_err(fail)?;
+    for row in settings {
+        let role: Option<String> = row.get(0);
+        let setting: String = row.get(1);
+        let Some((key, value)) = setting.split_once('=') else { continue };
+        let database = quote::ident(name);
+        let subject = match role {
+            Some(role) => format!("role {} in database {database}", quote::ident(&role)),
+            None => format!("database {database}"),
+        };
+        let sql = format!("alter {subject} set {}", quote::setting(key, value));
+        session.batch(&sql).await.map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Ends all other sessions on a database; returns how many.
+pub(crate) async fn end_sessions(session: &Session, name: &str) -> Result<i64, pg::Error> {
+    let row = session
+        .query_one(
+            "select count(pg_terminate_backend(pid))
+             from pg_stat_activity
+             where datname = $1
+               and pid <> pg_backend_pid()",
+            &[&name],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+pub(crate) async fn allow_connections(
+    session: &Session,
+    name: &str,
+    allowed: &str,
+) -> Result<(), pg::Error> {
+    let name = quote::ident(name);
+    session.batch(&format!("alter database {name} with allow_connections {allowed}")).await
+}
+
+async fn block_and_end(session: &Session, name: &str) -> Result<i64, pg::Error> {
+    allow_connections(session, name, "false").await?;
+    end_sessions(session, name).await
+}
+
+fn rename_statement(from: &str, to: &str) -> String {
+    format!("alter database {} rename to {}", quote::ident(from), quote::ident(to))
+}
+
+fn comment_statement(name: &str, marker: &Marker) -> String {
+    let text = quote::literal(&marker.comment());
+    format!("comment on database {} is {text}", quote::ident(name))
+}
+
+async fn force_drop(session: &Session, name: &str) -> Result<(), Error> {
+    let fail = |error| Error::Sql { what: "drop database", database: name.to_owned(), error };
+    refuse_prepared(session, name).await?;
+    drop_subscriptions(session, name).await.map_err(fail)?;
+    session
+        .batch(&format!("alter database {} with is_template false", quote::ident(name)))
+        .await
+        .map_err(fail)?;
+    // Not for ever: whoever waits for Ctrl-C waits for this.
+    session.batch(&format!("set lock_timeout = '{DROP_LOCK_TIMEOUT}'")).await.map_err(fail)?;
+    let drop = format!("drop database {} with (force)", quote::ident(name));
+    let dropped = session.batch(&drop).await.map_err(fail);
+    session.batch("reset lock_timeout").await.map_err(fail)?;
+    dropped
+}
+
+/// Somebody else's open `comment` or copy of a database that is dropped is waited for no longer; the next
+/// run drops it then.
+const DROP_LOCK_TIMEOUT: &str = "10s";
+
+/// A subscription keeps its database from being dropped, also by force (measured). It is taken off
+/// without a word to its publisher: the slot there is not ours.
+async fn drop_subscriptions(session: &Session, name: &str) -> Result<(), pg::Error> {
+    let rows = session
+        .query(
+            "select s.subname::text
+             from pg_subscription s
+             join pg_database d on d.oid = s.subdbid
+             where d.datname = $1",
+            &[&name],
+        )
+        .await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    allow_connections(session, name, "true").await?;
+    let inside = Session::connect(&session.target().with_database(name)).await?;
+    for row in &rows {
+        let subscription = quote::ident(row.get(0));
+        for act in ["disable", "set (slot_name = none)"] {
+            inside.batch(&format!("alter subscription {subscription} {act}")).await?;
+        }
+        inside.batch(&format!("drop subscription {subscription}")).await?;
+    }
+    inside.close().await;
+    Ok(())
+}
+
+async fn refuse_prepared(session: &Session, name: &str) -> Result<(), Error> {
+    let rows = session
+        .query("select gid from pg_prepared_xacts where database = $1 order by prepared", &[&name])
+        .await
+        .map_err(|error| Error::Sql { what: "look into", database: name.to_owned(), error })?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let gids = rows.iter().map(|row| row.get(0)).collect();
+    Err(Error::Prepared { database: name.to_owned(), gids })
+}
+
+/// Finds a free name and locks it, in a session of its own with the maintenance database.
+async fn reserve(
+    server: &Server,
+    final_name: &str,
+    kind: &str,
+) -> Result<(String, Session), Error> {
+    let name = unique_name(final_name, kind);
+    let fail = |error| Error::Sql { what: "create database", database: name.clone(), error };
+    let session = Session::connect(&server.admin).await.map_err(fail)?;
+    lock::try_database(&session, &name).await.map_err(fail)?;
+    Ok((name, session))
+}
+
+/// A name for a database beside `final_name`; at most 63 bytes, the server's limit.
+pub(crate) fn unique_name(final_name: &str, kind: &str) -> String {
+    format!("{}{:08x}", name_stem(final_name, kind), rand::random::<u32>())
+}
+
+fn name_stem(final_name: &str, kind: &str) -> String {
+    let mut end = final_name.len().min(40);
+    while !final_name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}__{kind}_", &final_name[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Marker, unique_name};
+
+    #[test]
+    fn names_beside_a_long_one_fit_the_server() {
+        let name = unique_name(&"ü".repeat(31), "scratch");
+        assert!(name.len() <= 63, "{name}");
+        assert!(name.contains("__scratch_"));
+    }
+
+    #[test]
+    fn a_marker_survives_its_comment_and_nothing_else_passes() {
+        let marker = Marker::new(Kind::Live, "factory");
+        assert_eq!(Marker::parse(&marker.comment()), Some(marker));
+        assert_eq!(Marker::parse("seedbed is nice"), None);
+        assert_eq!(Marker::parse("{}"), None);
+    }
+}

@@ -1,0 +1,485 @@
+//! The Docker daemon's verbs that we use. The only file that names bollard.
+//!
+//! Every verb fails with what it tried and what the daemon said. `None` means "there is none of this
+//! name". Whether a thing may be touched is for the caller, who has the labels.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::container::LogOutput;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::{
+    ContainerCreateBody, ExecConfig, HostConfig, Mount, MountType, PortBinding, VolumeCreateRequest,
+};
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
+    DownloadFromContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
+    StopContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::credentials::Credentials;
+use super::host::{self, Host};
+use crate::engine::Error;
+use crate::env::Env;
+
+/// A daemon on this machine answers `version` in milliseconds; one that does not is not used.
+const HELLO: Duration = Duration::from_millis(1500);
+/// The daemon stores what is sent while it receives it; a slow disk takes its time.
+const UPLOAD: Duration = Duration::from_secs(600);
+/// A shutdown checkpoint of a busy server; the daemon's own 10 s then kill would force a recovery.
+const STOP_SECONDS: i32 = 90;
+/// Longer than [`STOP_SECONDS`], which one request lasts.
+const REQUEST: Duration = Duration::from_secs(120);
+
+/// A connection to one daemon. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Client {
+    docker: Docker,
+    host: Host,
+}
+
+/// What is asked of a container.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    pub id: String,
+    pub running: bool,
+    pub exit: Option<i64>,
+    pub labels: HashMap<String, String>,
+    /// The loopback port on which its server is published.
+    pub port: Option<u16>,
+}
+
+/// What is asked of an image.
+#[derive(Debug, Clone)]
+pub(super) struct Image {
+    pub env: HashMap<String, String>,
+}
+
+/// A container to be made.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NewContainer {
+    pub name: String,
+    pub image: String,
+    pub env: Vec<String>,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Vec<String>,
+    pub labels: HashMap<String, String>,
+    /// Volume and where it is mounted.
+    pub volume: Option<(String, String)>,
+    /// Port of the host's loopback address for the server's 5432.
+    pub port: Option<u16>,
+    pub life: Life,
+}
+
+/// How long a container stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Until somebody removes it.
+    #[default]
+    Kept,
+    /// Until its standard input is closed; on the host's network.
+    WhileAttached,
+}
+
+/// Why a container did not start.
+pub(super) enum StartFailure {
+    /// Its port is taken.
+    Port,
+    Other(Error),
+}
+
+/// What a program in a container did.
+pub(crate) struct ExecOutput {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub status: i64,
+}
+
+/// A program to be run in a container.
+pub(super) struct Exec<'a> {
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub user: &'a str,
+    pub stdin: Option<Bytes>,
+}
+
+/// Why a pull did not end well.
+pub(super) enum PullFailure {
+    Denied(String),
+    Other(String),
+}
+
+/// One line of a pull: which layer, how many bytes of how many.
+pub(super) struct PullEvent {
+    pub layer: String,
+    pub status: String,
+    pub done: u64,
+    pub total: u64,
+}
+
+/// Holds a container's standard input open.
+pub(crate) struct Keeper {
+    _input: Pin<Box<dyn AsyncWrite + Send>>,
+}
+
+impl Client {
+    /// Connects to the daemon of this environment and agrees on a version of the API.
+    pub async fn connect(env: &Env) -> Result<Self, Error> {
+        let host = host::find(env).map_err(|reason| Error::DockerUnreachable {
+            place: "the current Docker context".to_owned(),
+            reason,
+        })?;
+        let unreachable = |reason: String| Error::DockerUnreachable {
+            place: host.address.clone(),
+            reason: format!("{reason} (from {})", host.source),
+        };
+        let docker = Docker::connect_with_host(&host.address)
+            .map_err(|error| unreachable(cause(&error)))?
+            .with_timeout(REQUEST);
+        let docker = tokio::time::timeout(HELLO, docker.negotiate_version())
+            .await
+            .map_err(|_| unreachable(format!("no answer within {} ms", HELLO.as_millis())))?
+            .map_err(|error| unreachable(cause(&error)))?;
+        Ok(Self { docker, host })
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    pub async fn container(&self, name: &str) -> Result<Option<Container>, Error> {
+        let answer = self.docker.inspect_container(name, None::<InspectContainerOptions>).await;
+        let Some(found) = found(answer, || format!("inspect the container `{name}`"))? else {
+            return Ok(None);
+        };
+        let state = found.state.unwrap_or_default();
+        let port = found
+            .host_config
+            .and_then(|host| host.port_bindings)
+            .and_then(|mut ports| ports.remove("5432/tcp").flatten())
+            .and_then(|bindings| bindings.into_iter().next())
+            .and_then(|binding| binding.host_port?.parse().ok());
+        Ok(Some(Container {
+            id: found.id.unwrap_or_default(),
+            running: state.running.unwrap_or(false),
+            exit: state.exit_code,
+            labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
+            port,
+        }))
+    }
+
+    pub async fn image(&self, name: &str) -> Result<Option<Image>, Error> {
+        let answer = self.docker.inspect_image(name).await;
+        let Some(found) = found(answer, || format!("inspect the image `{name}`"))? else {
+            return Ok(None);
+        };
+        let env = found.config.and_then(|config| config.env).unwrap_or_default();
+        let pair = |line: String| {
+            line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+        };
+        Ok(Some(Image { env: env.into_iter().filter_map(pair).collect() }))
+    }
+
+    /// The labels of a volume.
+    pub async fn volume(&self, name: &str) -> Result<Option<HashMap<String, String>>, Error> {
+        let answer = self.docker.inspect_volume(name).await;
+        Ok(found(answer, || format!("inspect the volume `{name}`"))?.map(|found| found.labels))
+    }
+
+    pub async fn create_volume(
+        &self,
+        name: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<(), Error> {
+        let request = VolumeCreateRequest {
+            name: Some(name.to_owned()),
+            labels: Some(labels),
+            ..VolumeCreateRequest::default()
+        };
+        let answer = self.docker.create_volume(request).await;
+        answer.map(drop).map_err(call(format!("make the volume `{name}`")))
+    }
+
+    pub async fn remove_volume(&self, name: &str) -> Result<(), Error> {
+        let answer = self.docker.remove_volume(name, None::<RemoveVolumeOptions>).await;
+        found(answer, || format!("remove the volume `{name}`")).map(drop)
+    }
+
+    /// Makes a container and returns its id.
+    pub async fn create(&self, new: NewContainer) -> Result<String, Error> {
+        let attached = new.life == Life::WhileAttached;
+        let ports = new.port.map(|port| {
+            let binding = PortBinding {
+                host_ip: Some("127.0.0.1".to_owned()),
+                host_port: Some(port.to_string()),
+            };
+            HashMap::from([("5432/tcp".to_owned(), Some(vec![binding]))])
+        });
+        let mounts = new.volume.map(|(volume, target)| {
+            vec![Mount {
+                typ: Some(MountType::VOLUME),
+                source: Some(volume),
+                target: Some(target),
+                ..Mount::default()
+            }]
+        });
+        let body = ContainerCreateBody {
+            image: Some(new.image),
+            env: Some(new.env),
+            entrypoint: new.entrypoint,
+            cmd: Some(new.cmd),
+            labels: Some(new.labels),
+            // An image made by `docker import` cannot say so itself: fast shutdown.
+            stop_signal: (!attached).then(|| "SIGINT".to_owned()),
+            attach_stdin: Some(attached),
+            open_stdin: Some(attached),
+            stdin_once: Some(attached),
+            host_config: Some(HostConfig {
+                mounts,
+                port_bindings: ports,
+                // 64 MB, the daemon's default, fail parallel queries (PITFALLS, fact 9).
+                shm_size: Some(1 << 30),
+                auto_remove: Some(attached),
+                network_mode: attached.then(|| "host".to_owned()),
+                security_opt: Some(vec!["no-new-privileges".to_owned()]),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::new().name(&new.name).build();
+        let answer = self.docker.create_container(Some(options), body).await;
+        answer.map(|created| created.id).map_err(call(format!("make the container `{}`", new.name)))
+    }
+
+    pub async fn start(&self, name: &str) -> Result<(), StartFailure> {
+        let answer = self.docker.start_container(name, None::<StartContainerOptions>).await;
+        answer.map_err(|error| {
+            let text = cause(&error);
+            let lower = text.to_ascii_lowercase();
+            let port =
+                ["port is already allocated", "address already in use", "ports are not available"];
+            if port.iter().any(|words| lower.contains(words)) {
+                return StartFailure::Port;
+            }
+            StartFailure::Other(call(format!("start the container `{name}`"))(error))
+        })
+    }
+
+    /// Stops a container cleanly; one that is not running is left alone.
+    pub async fn stop(&self, name: &str) -> Result<(), Error> {
+        let options = StopContainerOptionsBuilder::new().t(STOP_SECONDS).build();
+        let answer = self.docker.stop_container(name, Some(options)).await;
+        found(answer, || format!("stop the container `{name}`")).map(drop)
+    }
+
+    /// Removes a container with its anonymous volumes, running or not.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        let answer = self.docker.remove_container(name, Some(options)).await;
+        found(answer, || format!("remove the container `{name}`")).map(drop)
+    }
+
+    /// Writes files into a container, running or not. `tar` is an uncompressed archive.
+    pub async fn upload(&self, name: &str, folder: &str, tar: Vec<u8>) -> Result<(), Error> {
+        let options = UploadToContainerOptionsBuilder::new().path(folder).build();
+        let docker = self.docker.clone().with_timeout(UPLOAD);
+        let answer =
+            docker.upload_to_container(name, Some(options), bollard::body_full(tar.into())).await;
+        answer.map_err(call(format!("write into the container `{name}`")))
+    }
+
+    /// A small file of a container, running or not.
+    pub async fn read(&self, name: &str, path: &str) -> Result<Option<Vec<u8>>, Error> {
+        let options = DownloadFromContainerOptionsBuilder::new().path(path).build();
+        let parts = self.docker.download_from_container(name, Some(options));
+        let answer = parts.try_collect::<Vec<Bytes>>().await;
+        let action = || format!("read `{path}` in the container `{name}`");
+        let Some(parts) = found(answer, action)? else { return Ok(None) };
+        let tar = parts.concat();
+        let fail = |error: std::io::Error| Error::DockerCall {
+            action: action(),
+            reason: error.to_string(),
+        };
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let Some(entry) = archive.entries().map_err(fail)?.next() else { return Ok(None) };
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut entry.map_err(fail)?, &mut text).map_err(fail)?;
+        Ok(Some(text))
+    }
+
+    /// The last lines that a container wrote; none when they cannot be had.
+    pub async fn last_lines(&self, name: &str) -> Vec<String> {
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("12").build();
+        let lines = self.docker.logs(name, Some(options)).try_collect::<Vec<LogOutput>>();
+        let text: String =
+            lines.await.unwrap_or_default().iter().map(ToString::to_string).collect();
+        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Runs a program in a running container; its input is sent while its output is read.
+    pub async fn exec(&self, name: &str, exec: Exec<'_>) -> Result<ExecOutput, Error> {
+        let program = exec.command.first().cloned().unwrap_or_default();
+        let action = format!("run `{program}` in the container `{name}`");
+        let config = ExecConfig {
+            attach_stdin: Some(exec.stdin.is_some()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            env: Some(exec.env),
+            cmd: Some(exec.command),
+            user: Some(exec.user.to_owned()),
+            ..ExecConfig::default()
+        };
+        let created = self.docker.create_exec(name, config).await.map_err(call(action.clone()))?;
+        let started = self.docker.start_exec(&created.id, None::<StartExecOptions>).await;
+        let StartExecResults::Attached { output, mut input } =
+            started.map_err(call(action.clone()))?
+        else {
+            return Err(Error::DockerCall { action, reason: "not attached".to_owned() });
+        };
+        let send = async {
+            if let Some(bytes) = exec.stdin {
+                // A program that ends before it has read everything is no error of ours.
+                let _ = input.write_all(&bytes).await;
+            }
+            let _ = input.shutdown().await;
+        };
+        let (received, ()) = futures_util::join!(collect(output), send);
+        let (stdout, stderr) = received.map_err(call(action.clone()))?;
+        let ended = self.docker.inspect_exec(&created.id).await.map_err(call(action))?;
+        Ok(ExecOutput { stdout, stderr, status: ended.exit_code.unwrap_or(-1) })
+    }
+
+    /// Holds the standard input of a container that was made with [`Life::WhileAttached`]; call it
+    /// before the container is started.
+    pub async fn keep(&self, name: &str) -> Result<Keeper, Error> {
+        let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
+        let attached = self.docker.attach_container(name, Some(options)).await;
+        let attached = attached.map_err(call(format!("attach to the container `{name}`")))?;
+        Ok(Keeper { _input: attached.input })
+    }
+
+    /// Asks the registry for an image without pulling it.
+    pub async fn registry_has(
+        &self,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<(), PullFailure> {
+        let answer =
+            self.docker.inspect_registry_image(image, credentials.map(docker_credentials)).await;
+        answer.map(drop).map_err(|error| pull_failure(&error))
+    }
+
+    /// Pulls an image; the stream ends when it is here.
+    pub fn pull(
+        &self,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> impl Stream<Item = Result<PullEvent, PullFailure>> + use<> {
+        let options = CreateImageOptionsBuilder::new().from_image(image).build();
+        let credentials = credentials.map(docker_credentials);
+        self.docker.create_image(Some(options), None, credentials).map(|line| {
+            let line = line.map_err(|error| pull_failure(&error))?;
+            if let Some(error) = line.error_detail.and_then(|detail| detail.message) {
+                return Err(denied_or_other(error));
+            }
+            let progress = line.progress_detail.unwrap_or_default();
+            let count =
+                |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+            Ok(PullEvent {
+                layer: line.id.unwrap_or_default(),
+                status: line.status.unwrap_or_default(),
+                done: count(progress.current),
+                total: count(progress.total),
+            })
+        })
+    }
+}
+
+async fn collect(
+    mut output: Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>,
+) -> Result<(Vec<u8>, Vec<u8>), bollard::errors::Error> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some(part) = output.try_next().await? {
+        match part {
+            LogOutput::StdErr { message } => stderr.extend_from_slice(&message),
+            LogOutput::StdOut { message }
+            | LogOutput::StdIn { message }
+            | LogOutput::Console { message } => stdout.extend_from_slice(&message),
+        }
+    }
+    Ok((stdout, stderr))
+}
+
+fn docker_credentials(credentials: &Credentials) -> DockerCredentials {
+    let secret = credentials.secret.expose_secret().to_owned();
+    let serveraddress = Some(credentials.server.clone());
+    // Helpers of cloud registries give an identity token under this name (docker/cli).
+    if credentials.username == "<token>" {
+        return DockerCredentials {
+            identitytoken: Some(secret),
+            serveraddress,
+            ..DockerCredentials::default()
+        };
+    }
+    DockerCredentials {
+        username: Some(credentials.username.clone()),
+        password: Some(secret),
+        serveraddress,
+        ..DockerCredentials::default()
+    }
+}
+
+/// "No such thing" is `None`, every other refusal an error.
+fn found<T>(
+    answer: Result<T, bollard::errors::Error>,
+    action: impl FnOnce() -> String,
+) -> Result<Option<T>, Error> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+        Err(error) => Err(call(action())(error)),
+    }
+}
+
+fn call(action: String) -> impl FnOnce(bollard::errors::Error) -> Error {
+    move |error| Error::DockerCall { action, reason: cause(&error) }
+}
+
+fn pull_failure(error: &bollard::errors::Error) -> PullFailure {
+    match error {
+        bollard::errors::Error::DockerResponseServerError { status_code: 401 | 403, message } => {
+            PullFailure::Denied(message.clone())
+        }
+        error => denied_or_other(cause(error)),
+    }
+}
+
+/// The daemon passes the registry's refusal on as text.
+fn denied_or_other(text: String) -> PullFailure {
+    let lower = text.to_ascii_lowercase();
+    let words = ["unauthorized", "denied", "no basic auth credentials", "authentication required"];
+    if words.iter().any(|word| lower.contains(word)) {
+        PullFailure::Denied(text)
+    } else {
+        PullFailure::Other(text)
+    }
+}
+
+/// The daemon's own words, or an error with its causes in one line.
+fn cause(error: &bollard::errors::Error) -> String {
+    match error {
+        bollard::errors::Error::DockerResponseServerError { message, .. } => {
+            message.trim().to_owned()
+        }
+        bollard::errors::Error::DockerStreamError { error } => error.clone(),
+        error => crate::engine::error::chain(error),
+    }
+}

@@ -1,0 +1,573 @@
+//! The server in a container: one container and one volume for a project.
+//!
+//! Both carry our labels; what does not is never started, stopped or removed, whatever its name. A
+//! volume is provisioned when our marker lies beside its data: the image's own sign, `PG_VERSION`,
+//! is there already when a first start is killed halfway. A volume of ours that never had the marker
+//! is made again; one that had it is never removed but by `down --volumes`.
+
+mod client;
+mod clients;
+mod credentials;
+mod host;
+mod image;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+pub(crate) use self::client::ExecOutput;
+use self::client::{Client, Container, Exec, NewContainer, StartFailure};
+pub(crate) use self::clients::{ContainerTools, File, HelperContainer, Run};
+pub(super) use self::host::hex;
+use self::image::ServerImage;
+use super::state::{self, DockerState, State};
+use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
+use crate::config::Config;
+use crate::context::Context;
+use crate::pg::tools::Tools;
+use crate::pg::{Session, SslMode, Target, scram};
+
+/// Labels of everything that we make.
+mod label {
+    /// Hash of the project's path: whose it is.
+    pub const PROJECT: &str = "seedbed.project";
+    /// The project's path, for people.
+    pub const PATH: &str = "seedbed.path";
+    /// `server`, `data` or `clients`.
+    pub const ROLE: &str = "seedbed.role";
+    /// Hash of what the container was made from; another one means: make it again.
+    pub const RECIPE: &str = "seedbed.recipe";
+    /// Major version of the data in a volume.
+    pub const MAJOR: &str = "seedbed.major";
+}
+
+/// Written beside `PG_VERSION` when the first start has ended well.
+const MARKER: &str = "seedbed.json";
+/// Where the first password is handed over; emptied afterwards.
+const PASSWORD_FILE: &str = "seedbed.password";
+const SUPERUSER: &str = "postgres";
+/// After a removal the port can stay taken for a moment (PITFALLS, fact 9).
+const PORT_RELEASE: Duration = Duration::from_secs(5);
+/// Ports that somebody else takes between our look and our start.
+const PORT_TRIES: usize = 5;
+
+/// The container of a project.
+pub struct DockerEngine {
+    client: Client,
+    image: String,
+    /// Of container and volume.
+    name: String,
+    hash: String,
+    port: Option<u16>,
+    arguments: Vec<String>,
+    password: Option<SecretString>,
+}
+
+/// What a start has to begin with.
+struct Data {
+    /// The volume is empty: the image will make a cluster in it.
+    first: bool,
+}
+
+pub(super) fn project_hash(ctx: &Context) -> String {
+    let mut hash = host::hex(&Sha256::digest(ctx.config.project.as_str()));
+    hash.truncate(12);
+    hash
+}
+
+/// `seedbed-factory-1a2b3c4d5e6f`: the folder's name for people, the hash to be unique.
+fn name_of(config: &Config, hash: &str) -> String {
+    let folder: String = config
+        .project
+        .file_name()
+        .unwrap_or("project")
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .take(30)
+        .collect();
+    format!("seedbed-{}-{hash}", folder.trim_matches('-'))
+}
+
+impl DockerEngine {
+    /// Connects to the daemon; makes nothing.
+    ///
+    /// # Errors
+    /// [`Error::DockerUnreachable`], [`Error::DockerElsewhere`].
+    pub async fn connect(ctx: &Context) -> Result<Self, Error> {
+        let client = ready::cancellable(ctx, Client::connect(&ctx.env)).await??;
+        if !client.host().is_here() {
+            return Err(Error::DockerElsewhere { place: client.host().address.clone() });
+        }
+        let hash = project_hash(ctx);
+        Ok(Self {
+            client,
+            image: ctx.config.engine.image.clone(),
+            name: name_of(&ctx.config, &hash),
+            hash,
+            port: port::named(&ctx.config),
+            arguments: settings::server_arguments(&ctx.config.engine),
+            password: super::configured_password(&ctx.config),
+        })
+    }
+
+    /// Whether the image is here.
+    ///
+    /// # Errors
+    /// What the daemon said.
+    pub async fn has_image(&self) -> Result<bool, Error> {
+        Ok(self.client.image(&self.image).await?.is_some())
+    }
+
+    /// Whether the registry has the image for us.
+    ///
+    /// # Errors
+    /// [`Error::PullDenied`], [`Error::ImageMissing`].
+    pub async fn registry_answers(&self, ctx: &Context) -> Result<(), Error> {
+        image::registry_answers(ctx, &self.client, &self.image).await
+    }
+
+    fn what(&self) -> String {
+        format!("the container `{}`", self.name)
+    }
+
+    fn target(&self, port: u16, password: SecretString) -> Target {
+        Target {
+            host: "127.0.0.1".to_owned(),
+            port,
+            database: "postgres".to_owned(),
+            user: SUPERUSER.to_owned(),
+            password: Some(password),
+            ssl_mode: SslMode::Disable,
+            ssl_root_cert: None,
+            ssl_client: None,
+            settings: Vec::new(),
+        }
+    }
+
+    fn server(&self, admin: Target, identity: Identity) -> Server {
+        let major = u32::try_from(identity.version_num / 10_000).unwrap_or(0);
+        let tools = ContainerTools::new(self.client.clone(), self.name.clone(), admin.port);
+        Server {
+            admin,
+            version_num: identity.version_num,
+            system_identifier: identity.system_identifier,
+            started_by_us: true,
+            kind: ServerKind::Docker,
+            tools: Tools::in_container(tools, major),
+        }
+    }
+
+    fn labels(&self, ctx: &Context, role: &str) -> HashMap<String, String> {
+        HashMap::from([
+            (label::PROJECT.to_owned(), self.hash.clone()),
+            (label::PATH.to_owned(), ctx.config.project.to_string()),
+            (label::ROLE.to_owned(), role.to_owned()),
+        ])
+    }
+
+    fn is_ours(&self, labels: &HashMap<String, String>) -> bool {
+        labels.get(label::PROJECT) == Some(&self.hash)
+    }
+
+    /// The container of our name, if it is ours.
+    async fn container(&self) -> Result<Option<Container>, Error> {
+        match self.client.container(&self.name).await? {
+            Some(container) if !self.is_ours(&container.labels) => {
+                Err(Error::NameTaken { kind: "container", name: self.name.clone() })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// What a container is made from, as a hash: image, settings and a named port.
+    fn recipe(&self) -> String {
+        let text = format!("1\n{}\n{}\n{:?}", self.image, self.arguments.join("\n"), self.port);
+        let mut hash = host::hex(&Sha256::digest(text));
+        hash.truncate(16);
+        hash
+    }
+
+    pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        let container = self.container().await?;
+        let as_wanted = container
+            .as_ref()
+            .filter(|container| container.labels.get(label::RECIPE) == Some(&self.recipe()));
+        if let Some(container) = as_wanted
+            && container.running
+            && let Some(port) = container.port
+            && state.docker.as_ref().is_some_and(|known| known.provisioned)
+        {
+            return self.connect_to(ctx, &mut state, port).await;
+        }
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let step = ctx.report.step("start PostgreSQL in Docker");
+        let server = self.start(ctx, &mut state, &image, container).await?;
+        step.done(format!("{} on port {}", self.image, server.admin.port));
+        Ok(server)
+    }
+
+    pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
+        let mut state = state::read(ctx)?;
+        match self.container().await? {
+            Some(Container { running: true, port: Some(port), .. }) => {
+                self.connect_to(ctx, &mut state, port).await.map(Some)
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    async fn start(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+        old: Option<Container>,
+    ) -> Result<Server, Error> {
+        let removed = old.is_some();
+        // A container is cheap and its port is fixed when it is made: a new one for every start.
+        if let Some(old) = old {
+            self.client.stop(&old.id).await?;
+            self.client.remove(&old.id).await?;
+        }
+        self.check_volume(ctx, image).await?;
+        let password = match (&self.password, state.password()) {
+            (_, Some(known)) => known,
+            (Some(configured), None) => configured.clone(),
+            (None, None) => state::new_password(),
+        };
+        state.set_password(&password);
+        let (port, data) = self.make_and_start(ctx, state, image, &password, removed).await?;
+        let target = self.target(port, password.clone());
+        let what = self.what();
+        let identity = ready::until_answering(ctx, &what, &target, || self.alive()).await;
+        let identity = match identity {
+            // The volume's password is another one (the state file was lost): it is our server.
+            Err(Error::Password { .. }) if !data.first => {
+                self.reset_password(&password).await?;
+                ready::until_answering(ctx, &what, &target, || self.alive()).await?
+            }
+            other => other?,
+        };
+        if data.first {
+            self.mark(ctx, image, &identity).await?;
+        }
+        if let Some(docker) = &mut state.docker {
+            docker.provisioned = true;
+        }
+        state.kind = Some(ServerKind::Docker);
+        state::write(ctx, state)?;
+        self.connect_to(ctx, state, port).await
+    }
+
+    /// Makes the container and starts it, on another port where none was named and one is taken.
+    async fn make_and_start(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+        password: &SecretString,
+        removed: bool,
+    ) -> Result<(u16, Data), Error> {
+        let mut remembered = state.docker.as_ref().map(|docker| docker.port);
+        for _ in 0..PORT_TRIES {
+            let port = match self.port {
+                Some(port) => {
+                    self.wait_for_port(ctx, port, removed).await?;
+                    port
+                }
+                None => port::find(remembered.take())?,
+            };
+            let known = state.docker.take().unwrap_or_default();
+            state.docker = Some(DockerState {
+                container: None,
+                volume: self.name.clone(),
+                port,
+                provisioned: known.provisioned,
+            });
+            // Before the cluster exists: its password must not be lost with this process.
+            state::write(ctx, state)?;
+            let (id, data) = self.make(ctx, state, image, port, password).await?;
+            match self.client.start(&id).await {
+                Ok(()) => {
+                    if let Some(docker) = &mut state.docker {
+                        docker.container = Some(id);
+                    }
+                    return Ok((port, data));
+                }
+                Err(StartFailure::Other(error)) => {
+                    self.client.remove(&id).await?;
+                    return Err(error);
+                }
+                Err(StartFailure::Port) => self.client.remove(&id).await?,
+            }
+        }
+        Err(match self.port {
+            Some(port) => Error::PortTaken { port, by: port::taken_by(port) },
+            None => Error::NoPort { reason: format!("{PORT_TRIES} in a row were taken") },
+        })
+    }
+
+    /// A named port that is taken is an error, after a moment's patience when it was ours just now.
+    async fn wait_for_port(&self, ctx: &Context, port: u16, was_ours: bool) -> Result<(), Error> {
+        let limit = if was_ours { PORT_RELEASE } else { Duration::ZERO };
+        ready::until(ctx, limit, async || {
+            if port::is_free(port) {
+                Ok(())
+            } else {
+                Err(Error::PortTaken { port, by: port::taken_by(port) })
+            }
+        })
+        .await
+    }
+
+    /// Refuses a volume that is not ours or holds another major version.
+    async fn check_volume(&self, ctx: &Context, image: &ServerImage) -> Result<(), Error> {
+        let Some(labels) = self.client.volume(&self.name).await? else {
+            return self.create_volume(ctx, image).await;
+        };
+        if !self.is_ours(&labels) {
+            return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
+        }
+        match labels.get(label::MAJOR) {
+            Some(major) if *major != image.major.to_string() => Err(self.other_major(major, image)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn other_major(&self, holds: &str, image: &ServerImage) -> Error {
+        Error::OtherMajor {
+            place: format!("the volume {}", self.name),
+            holds: holds.to_owned(),
+            wanted: image.major,
+            kind: ServerKind::Docker,
+        }
+    }
+
+    async fn create_volume(&self, ctx: &Context, image: &ServerImage) -> Result<(), Error> {
+        let mut labels = self.labels(ctx, "data");
+        labels.insert(label::MAJOR.to_owned(), image.major.to_string());
+        self.client.create_volume(&self.name, labels).await
+    }
+
+    /// Makes the container over a volume that is either provisioned or empty.
+    async fn make(
+        &self,
+        ctx: &Context,
+        state: &State,
+        image: &ServerImage,
+        port: u16,
+        password: &SecretString,
+    ) -> Result<(String, Data), Error> {
+        let id =
+            self.client.create(self.recipe_for(ctx, image, port, Data { first: false })).await?;
+        let version = self.client.read(&id, &format!("{}/PG_VERSION", image.data)).await?;
+        let marker = self.client.read(&id, &format!("{}/{MARKER}", image.data)).await?;
+        if marker.is_some() {
+            let version = String::from_utf8_lossy(&version.unwrap_or_default()).trim().to_owned();
+            if version == image.major.to_string() {
+                return Ok((id, Data { first: false }));
+            }
+            self.client.remove(&id).await?;
+            return Err(self.other_major(&version, image));
+        }
+        self.client.remove(&id).await?;
+        if state.docker.as_ref().is_some_and(|known| known.provisioned && version.is_some()) {
+            return Err(Error::DataUnusable {
+                place: format!("the volume {}", self.name),
+                reason: format!("its marker `{MARKER}` is gone: it is not the one that was set up"),
+            });
+        }
+        // Ours and never set up to the end: nothing of worth can be in it.
+        self.client.remove_volume(&self.name).await?;
+        self.create_volume(ctx, image).await?;
+        let id =
+            self.client.create(self.recipe_for(ctx, image, port, Data { first: true })).await?;
+        let file = one_file(PASSWORD_FILE, password.expose_secret().as_bytes());
+        self.client.upload(&id, "/", file?).await?;
+        Ok((id, Data { first: true }))
+    }
+
+    fn recipe_for(
+        &self,
+        ctx: &Context,
+        image: &ServerImage,
+        port: u16,
+        data: Data,
+    ) -> NewContainer {
+        let mut labels = self.labels(ctx, "server");
+        labels.insert(label::RECIPE.to_owned(), self.recipe());
+        let mut env = Vec::new();
+        if data.first {
+            env.push(format!("POSTGRES_PASSWORD_FILE=/{PASSWORD_FILE}"));
+            // Never trust; `peer` lets the container's own postgres user in, and nobody else.
+            env.push(
+                "POSTGRES_INITDB_ARGS=--auth-local=peer --auth-host=scram-sha-256 --encoding=UTF8"
+                    .to_owned(),
+            );
+        }
+        let mut cmd = vec!["postgres".to_owned()];
+        cmd.extend(self.arguments.iter().cloned());
+        NewContainer {
+            name: self.name.clone(),
+            image: self.image.clone(),
+            env,
+            cmd,
+            labels,
+            volume: Some((self.name.clone(), image.mount.clone())),
+            port: Some(port),
+            ..NewContainer::default()
+        }
+    }
+
+    /// Fails with the container's last words once it has ended.
+    async fn alive(&self) -> Result<(), Error> {
+        let container = self.client.container(&self.name).await?;
+        match container {
+            Some(container) if container.running => Ok(()),
+            other => Err(Error::Died {
+                what: self.what(),
+                exit: other.and_then(|container| container.exit),
+                log: self.client.last_lines(&self.name).await,
+            }),
+        }
+    }
+
+    /// Writes the marker beside the data, and empties the file that the password came in.
+    async fn mark(
+        &self,
+        ctx: &Context,
+        image: &ServerImage,
+        identity: &Identity,
+    ) -> Result<(), Error> {
+        let text = serde_json::json!({
+            "format": 1,
+            "project": ctx.config.project,
+            "system_identifier": identity.system_identifier,
+        });
+        let script = "umask 077 && cat > \"$0.new\" && sync && mv \"$0.new\" \"$0\" && sync";
+        let path = format!("{}/{MARKER}", image.data);
+        let exec = Exec {
+            command: ["sh", "-c", script, &path].map(str::to_owned).to_vec(),
+            env: Vec::new(),
+            user: SUPERUSER,
+            stdin: Some(text.to_string().into()),
+        };
+        let output = self.client.exec(&self.name, exec).await?;
+        if output.status != 0 {
+            return Err(Error::DataUnusable {
+                place: path,
+                reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            });
+        }
+        // The variable that names it stays, and the entry point reads it at every start.
+        self.client.upload(&self.name, "/", one_file(PASSWORD_FILE, b"")?).await
+    }
+
+    /// Connects with the password that the configuration wants, set now if it is another one.
+    async fn connect_to(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        port: u16,
+    ) -> Result<Server, Error> {
+        let wanted = self.password.clone().or_else(|| state.password());
+        let password = match wanted {
+            Some(password) => password,
+            None => state::new_password(),
+        };
+        let target = self.target(port, password.clone());
+        let what = self.what();
+        let identity = match ready::until_answering(ctx, &what, &target, || self.alive()).await {
+            Err(Error::Password { .. }) => {
+                self.reset_password(&password).await?;
+                ready::until_answering(ctx, &what, &target, || self.alive()).await?
+            }
+            other => other?,
+        };
+        let known =
+            state.password().is_some_and(|known| known.expose_secret() == password.expose_secret());
+        if !known {
+            state.set_password(&password);
+            state::write(ctx, state)?;
+        }
+        Ok(self.server(target, identity))
+    }
+
+    /// Sets the superuser's password from inside the container, as its own postgres user.
+    async fn reset_password(&self, password: &SecretString) -> Result<(), Error> {
+        let verifier = scram::verifier(password.expose_secret());
+        let sql = format!("alter role {SUPERUSER} password '{verifier}';");
+        let command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres"];
+        let exec = Exec {
+            command: command.map(str::to_owned).to_vec(),
+            env: Vec::new(),
+            user: SUPERUSER,
+            stdin: Some(sql.into()),
+        };
+        let output = self.client.exec(&self.name, exec).await?;
+        if output.status == 0 {
+            return Ok(());
+        }
+        Err(Error::Password {
+            what: self.what(),
+            user: SUPERUSER.to_owned(),
+            reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        })
+    }
+
+    pub(super) async fn stop(&self, ctx: &Context, volumes: Volumes) -> Result<Stopped, Error> {
+        let mut state = state::read(ctx)?;
+        let mut stopped = Stopped::default();
+        if let Some(container) = self.container().await? {
+            let step = ctx.report.step("stop PostgreSQL in Docker");
+            if container.running {
+                self.checkpoint(&state, container.port).await;
+                stopped.server = Some(format!("container {}", self.name));
+            }
+            self.client.stop(&container.id).await?;
+            self.client.remove(&container.id).await?;
+            step.done("");
+        }
+        if volumes == Volumes::Remove {
+            if let Some(labels) = self.client.volume(&self.name).await? {
+                if !self.is_ours(&labels) {
+                    return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
+                }
+                self.client.remove_volume(&self.name).await?;
+                stopped.data_removed = Some(format!("volume {}", self.name));
+            }
+            let port = state.docker.take().map_or(0, |docker| docker.port);
+            state.docker =
+                Some(DockerState { port, volume: self.name.clone(), ..DockerState::default() });
+            state.kind = None;
+            state::write(ctx, &state)?;
+        }
+        Ok(stopped)
+    }
+
+    /// A checkpoint beforehand makes the shutdown's own short; without one it is only longer.
+    async fn checkpoint(&self, state: &State, port: Option<u16>) {
+        let (Some(port), Some(password)) = (port, state.password()) else { return };
+        if let Ok(session) = Session::connect(&self.target(port, password)).await {
+            let _ = session.batch("checkpoint").await;
+            session.close().await;
+        }
+    }
+}
+
+/// An archive with one file that only root may read.
+fn one_file(name: &str, content: &[u8]) -> Result<Vec<u8>, Error> {
+    let fail = |error: std::io::Error| Error::DockerCall {
+        action: format!("pack `{name}` for a container"),
+        reason: error.to_string(),
+    };
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o400);
+    tar.append_data(&mut header, name, content).map_err(fail)?;
+    tar.into_inner().map_err(fail)
+}

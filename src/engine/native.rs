@@ -1,0 +1,429 @@
+//! The server from this machine's own binaries, with its data in the project's `.seedbed/native`.
+//!
+//! It listens on 127.0.0.1 only, with no Unix socket, and asks for SCRAM always. Started by root it
+//! runs as `postgres` or `nobody`; its data is then below `/var/lib/seedbed` when that user cannot
+//! reach the project. The folder's marker is written when the cluster is complete: one without it is
+//! made again.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::AsyncWriteExt;
+
+use super::place::{self, BinDir, RunAs};
+use super::state::{self, NativeState, State};
+use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
+use crate::context::Context;
+use crate::pg::tools::Tools;
+use crate::pg::{Session, SslMode, Target, scram};
+
+const MARKER: &str = "seedbed.json";
+const SUPERUSER: &str = "postgres";
+const LOG_LINES: usize = 12;
+/// A shutdown checkpoint of a busy server.
+const STOP_LIMIT: Duration = Duration::from_secs(90);
+
+/// A server from a folder of binaries.
+pub struct NativeEngine {
+    bin: BinDir,
+    kind: ServerKind,
+    port: Option<u16>,
+    arguments: Vec<String>,
+    password: Option<SecretString>,
+    user: Option<RunAs>,
+    /// Holds `data`, `log` and nothing else.
+    home: Utf8PathBuf,
+}
+
+impl NativeEngine {
+    /// Finds the binaries: `engine.bin_dir`, PATH, then the places where packages put them.
+    ///
+    /// # Errors
+    /// [`Error::NoBinaries`].
+    pub async fn find(ctx: &Context) -> Result<Self, Error> {
+        let fits = wanted_major(ctx);
+        match place::find(ctx, "initdb", |major| fits.is_none_or(|wanted| wanted == major)).await {
+            Some(bin) => Ok(Self::with(ctx, bin, ServerKind::Native)),
+            None => Err(Error::NoBinaries {
+                program: "initdb".to_owned(),
+                major: fits.map_or("any version".to_owned(), |major| major.to_string()),
+                reason: match &ctx.config.engine.bin_dir {
+                    Some(dir) => format!("`{dir}` does not hold it"),
+                    None => "it is neither in PATH nor where packages put it".to_owned(),
+                },
+            }),
+        }
+    }
+
+    pub(super) fn with(ctx: &Context, bin: BinDir, kind: ServerKind) -> Self {
+        let user = place::run_as();
+        let name = super::docker::project_hash(ctx);
+        Self {
+            bin,
+            kind,
+            port: port::named(&ctx.config),
+            arguments: settings::server_arguments(&ctx.config.engine),
+            password: super::configured_password(&ctx.config),
+            user,
+            home: place::reachable(&ctx.state_dir().join("native"), &name, user),
+        }
+    }
+
+    pub(super) fn bin(&self) -> &BinDir {
+        &self.bin
+    }
+
+    fn data(&self) -> Utf8PathBuf {
+        self.home.join("data")
+    }
+
+    fn log(&self) -> Utf8PathBuf {
+        self.home.join("log")
+    }
+
+    fn what(&self) -> String {
+        format!("PostgreSQL {} in `{}`", self.bin.major, self.data())
+    }
+
+    fn target(&self, port: u16, password: SecretString) -> Target {
+        Target {
+            host: "127.0.0.1".to_owned(),
+            port,
+            database: "postgres".to_owned(),
+            user: SUPERUSER.to_owned(),
+            password: Some(password),
+            ssl_mode: SslMode::Disable,
+            ssl_root_cert: None,
+            ssl_client: None,
+            settings: Vec::new(),
+        }
+    }
+
+    /// A command that runs as the server's user, with nothing of our environment.
+    fn command(&self, program: &str) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(self.bin.dir.join(program));
+        command.env_clear().env("LC_ALL", "C").env("PATH", "/usr/bin:/bin").current_dir("/");
+        if let Some(user) = self.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
+    pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        if let Some(port) = self.serving() {
+            return self.connect_to(ctx, &mut state, port).await;
+        }
+        let step = ctx.report.step("start PostgreSQL from local binaries");
+        self.check_data(&state)?;
+        let password = match (state.password(), &self.password) {
+            (Some(known), _) => known,
+            (None, Some(configured)) => configured.clone(),
+            (None, None) => state::new_password(),
+        };
+        state.set_password(&password);
+        let remembered = state.native.as_ref().map(|native| native.port);
+        let port = self.free_port(remembered)?;
+        state.native = Some(NativeState { data: self.data(), port, bin_dir: self.bin.dir.clone() });
+        state.kind = Some(self.kind);
+        state::write(ctx, &state)?;
+        if !self.data().join(MARKER).is_file() {
+            self.make_cluster(ctx, &password).await?;
+        }
+        self.start(ctx, port, &password).await?;
+        let server = self.connect_to(ctx, &mut state, port).await?;
+        step.done(format!("{} on port {port}", self.bin.major));
+        Ok(server)
+    }
+
+    fn free_port(&self, remembered: Option<u16>) -> Result<u16, Error> {
+        match self.port {
+            Some(port) if !port::is_free(port) => {
+                Err(Error::PortTaken { port, by: port::taken_by(port) })
+            }
+            Some(port) => Ok(port),
+            None => port::find(remembered),
+        }
+    }
+
+    pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
+        match self.serving() {
+            Some(port) => self.connect_to(ctx, &mut state::read(ctx)?, port).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The port of the server that runs on our data, from its own lock file.
+    fn serving(&self) -> Option<u16> {
+        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
+        let lines: Vec<&str> = text.lines().collect();
+        let pid = lines.first()?.trim().parse::<i32>().ok()?;
+        let port = lines.get(3)?.trim().parse().ok()?;
+        // After a crash the number may belong to another process: then nobody listens.
+        (is_alive(pid) && !port::is_free(port)).then_some(port)
+    }
+
+    /// Refuses data of another major version, and data whose marker is gone.
+    fn check_data(&self, state: &State) -> Result<(), Error> {
+        let data = self.data();
+        let Ok(version) = std::fs::read_to_string(data.join("PG_VERSION")) else { return Ok(()) };
+        if !data.join(MARKER).is_file() {
+            return Ok(());
+        }
+        let holds = version.trim();
+        if holds == self.bin.major.to_string() {
+            return Ok(());
+        }
+        let place = state.native.as_ref().map_or(data, |native| native.data.clone());
+        Err(Error::OtherMajor {
+            place: place.to_string(),
+            holds: holds.to_owned(),
+            wanted: self.bin.major,
+            kind: self.kind,
+        })
+    }
+
+    /// Makes a new cluster; what an interrupted run left there goes first.
+    async fn make_cluster(&self, ctx: &Context, password: &SecretString) -> Result<(), Error> {
+        let data = self.data();
+        remove_dir(&data)?;
+        fs_err::create_dir_all(&data).map_err(Error::file("make", &data))?;
+        place::give(&self.home, self.user)?;
+        place::give(&data, self.user)?;
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&data, private).map_err(Error::file("close", &data))?;
+        let done = ready::cancellable(ctx, self.initdb(&data, password)).await;
+        if !matches!(done, Ok(Ok(()))) {
+            let _ = remove_dir(&data);
+        }
+        done??;
+        let marker = data.join(MARKER);
+        let text = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
+        fs_err::write(&marker, text).map_err(Error::file("write", &marker))?;
+        place::give(&marker, self.user)
+    }
+
+    async fn initdb(&self, data: &Utf8Path, password: &SecretString) -> Result<(), Error> {
+        let program = self.bin.dir.join("initdb");
+        let fail = |reason: String| Error::Program { program: program.to_string(), reason };
+        let locale = if cfg!(target_os = "macos") { "C" } else { "C.UTF-8" };
+        // Never an argument; a pipe of ours could not be opened by another user.
+        let mut file = tempfile::NamedTempFile::new_in(&self.home)
+            .map_err(Error::file("write a file in", &self.home))?;
+        writeln!(file, "{}", password.expose_secret())
+            .map_err(Error::file("write a file in", &self.home))?;
+        if let Some(path) = Utf8Path::from_path(file.path()) {
+            place::give(path, self.user)?;
+        }
+        let child = self
+            .command("initdb")
+            .args(["--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"])
+            .arg(format!("--locale={locale}"))
+            .arg(format!("--username={SUPERUSER}"))
+            .args([format!("--pwfile={}", file.path().display()), format!("-D{data}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| fail(error.to_string()))?;
+        let output = child.wait_with_output().await.map_err(|error| fail(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    /// Starts the server in a process group of its own, so that Ctrl-C in our terminal is not its.
+    async fn start(
+        &self,
+        ctx: &Context,
+        port: u16,
+        password: &SecretString,
+    ) -> Result<Identity, Error> {
+        let path = self.log();
+        let log = fs_err::File::create(&path).map_err(Error::file("make", &path))?;
+        let log: std::fs::File = log.into();
+        let errors = log.try_clone().map_err(Error::file("open", &path))?;
+        let mut child = self
+            .command("postgres")
+            .args(["-D", self.data().as_str(), "-p", &port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| Error::Program {
+                program: self.bin.dir.join("postgres").to_string(),
+                reason: error.to_string(),
+            })?;
+        let what = self.what();
+        let target = self.target(port, password.clone());
+        let alive = async || match child.try_wait() {
+            Ok(Some(status)) => Err(Error::Died {
+                what: what.clone(),
+                exit: status.code().or(status.signal()).map(i64::from),
+                log: last_lines(&path),
+            }),
+            Ok(None) | Err(_) => Ok(()),
+        };
+        match ready::until_answering(ctx, &what, &target, alive).await {
+            // The state file was lost, not the data.
+            Err(Error::Password { .. }) => {
+                self.stop_server(ctx).await?;
+                self.reset_password(password).await?;
+                Box::pin(self.start(ctx, port, password)).await
+            }
+            other => other,
+        }
+    }
+
+    /// Sets the superuser's password while no server runs, in single-user mode.
+    async fn reset_password(&self, password: &SecretString) -> Result<(), Error> {
+        let program = self.bin.dir.join("postgres");
+        let fail = |reason: String| Error::Program { program: program.to_string(), reason };
+        let mut child = self
+            .command("postgres")
+            .args(["--single", "-D", self.data().as_str(), "postgres"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| fail(error.to_string()))?;
+        let verifier = scram::verifier(password.expose_secret());
+        if let Some(mut stdin) = child.stdin.take() {
+            let line = format!("alter role {SUPERUSER} password '{verifier}';\n");
+            stdin.write_all(line.as_bytes()).await.map_err(|error| fail(error.to_string()))?;
+        }
+        let output = child.wait_with_output().await.map_err(|error| fail(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    /// Connects as remembered, and sets the password that the configuration wants now.
+    async fn connect_to(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        port: u16,
+    ) -> Result<Server, Error> {
+        let known = state.password().or_else(|| self.password.clone());
+        let mut target = self.target(port, known.unwrap_or_else(state::new_password));
+        let what = self.what();
+        let alive = async || match self.serving() {
+            Some(_) => Ok(()),
+            None => {
+                Err(Error::Died { what: what.clone(), exit: None, log: last_lines(&self.log()) })
+            }
+        };
+        let identity = ready::until_answering(ctx, &what, &target, alive).await?;
+        if let Some(wanted) = &self.password
+            && target.password.as_ref().map(|known| known.expose_secret())
+                != Some(wanted.expose_secret())
+        {
+            let verifier = scram::verifier(wanted.expose_secret());
+            let session = Session::connect(&target).await?;
+            session.batch(&format!("alter role {SUPERUSER} password '{verifier}'")).await?;
+            session.close().await;
+            target.password = Some(wanted.clone());
+            state.set_password(wanted);
+            state::write(ctx, state)?;
+        }
+        Ok(Server {
+            admin: target,
+            version_num: identity.version_num,
+            system_identifier: identity.system_identifier,
+            started_by_us: true,
+            kind: self.kind,
+            tools: Tools::on_host(&self.bin.dir, self.bin.major),
+        })
+    }
+
+    async fn stop_server(&self, ctx: &Context) -> Result<(), Error> {
+        let pid = self.data().join("postmaster.pid");
+        let seconds = STOP_LIMIT.as_secs().to_string();
+        let program = self.bin.dir.join("pg_ctl");
+        let fail = |reason: String| Error::Program { program: program.to_string(), reason };
+        let output = self
+            .command("pg_ctl")
+            .args(["stop", "-D", self.data().as_str(), "-m", "fast", "-w", "-t", &seconds])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = ready::cancellable(ctx, output).await?.map_err(|e| fail(e.to_string()))?;
+        if output.status.success() || !pid.exists() {
+            return Ok(());
+        }
+        Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    pub(super) async fn stop(&self, ctx: &Context, volumes: Volumes) -> Result<Stopped, Error> {
+        let mut state = state::read(ctx)?;
+        let mut stopped = Stopped::default();
+        if let Some(port) = self.serving() {
+            let step = ctx.report.step("stop PostgreSQL");
+            if let Some(password) = state.password()
+                && let Ok(session) = Session::connect(&self.target(port, password)).await
+            {
+                // A checkpoint beforehand makes the shutdown's own short.
+                let _ = session.batch("checkpoint").await;
+                session.close().await;
+            }
+            self.stop_server(ctx).await?;
+            stopped.server = Some(format!("the server in {}", self.data()));
+            step.done("");
+        }
+        if volumes == Volumes::Remove && self.data().exists() {
+            remove_dir(&self.home)?;
+            stopped.data_removed = Some(self.data().to_string());
+            state.native = None;
+            state.kind = None;
+            state::write(ctx, &state)?;
+        }
+        Ok(stopped)
+    }
+}
+
+/// With data there already, the binaries must be of its version where both are installed.
+fn wanted_major(ctx: &Context) -> Option<u32> {
+    let state = state::read(ctx).ok()?;
+    let native = state.native?;
+    if !native.data.join(MARKER).is_file() || ctx.config.engine.bin_dir.is_some() {
+        return None;
+    }
+    std::fs::read_to_string(native.data.join("PG_VERSION")).ok()?.trim().parse().ok()
+}
+
+fn is_alive(pid: i32) -> bool {
+    // Signal 0 only asks; EPERM means that somebody of this number is there.
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
+        Ok(()) | Err(nix::errno::Errno::EPERM) => true,
+        Err(_) => false,
+    }
+}
+
+fn remove_dir(dir: &Utf8Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::File { action: "remove", path: dir.into(), error })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn last_lines(path: &Utf8Path) -> Vec<String> {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|&line| line.to_owned()).collect()
+}

@@ -1,0 +1,703 @@
+//! The five journeys: up, reset, seed, snapshot, ci, and the one build that four of them share.
+//!
+//! Read this file first. Each function is the order of the acts; what an act does stands in the
+//! module that it calls. A database is always built beside the live one and swapped in when whole.
+
+use camino::Utf8Path;
+use serde::Serialize;
+
+use crate::connect;
+use crate::context::Context;
+use crate::database::{self, Origin, Scratch};
+use crate::engine::{self, Server};
+use crate::error::Error;
+use crate::guard;
+use crate::lock::{self, ProjectLock};
+use crate::migrate::{self, Scripts};
+use crate::pg::names::DatabaseName;
+use crate::pg::tools::Tools;
+use crate::pg::{Session, Target};
+use crate::prove;
+use crate::report::{Check, Reporter, StepRecord, format};
+use crate::seed;
+use crate::snapshot::find::{self, Wanted};
+use crate::snapshot::manifest::Manifest;
+use crate::snapshot::{self, choose, dump, load};
+use crate::status;
+use crate::store::Store;
+use crate::template::{self, Fingerprint};
+use crate::users;
+
+/// What a new database is filled with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seed {
+    /// The newest fitting snapshot; without one the seed files, without those nothing.
+    Auto,
+    /// The newest fitting snapshot, or an error.
+    Latest,
+    /// This snapshot, by its id or the beginning of it.
+    Id(String),
+    /// The files of `seed/`, after the migrations.
+    Files,
+    Nothing,
+}
+
+impl Seed {
+    /// As it is typed after `--seed`.
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            None => Self::Auto,
+            Some("latest") => Self::Latest,
+            Some("files") => Self::Files,
+            Some("none") => Self::Nothing,
+            Some(id) => Self::Id(id.to_owned()),
+        }
+    }
+}
+
+/// How a database is to be built.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub seed: Seed,
+    /// Stop migrating at this version.
+    pub to: Option<String>,
+    /// Take the next fitting snapshot when the newest is damaged.
+    pub skip_damaged: bool,
+}
+
+/// What `up`, `reset` and `seed` ended with.
+#[derive(Debug, Serialize)]
+pub struct Ready {
+    pub url: String,
+    pub database: String,
+    pub engine: String,
+    pub schema_version: Option<String>,
+    pub origin: Option<Origin>,
+    /// Scripts that ran.
+    pub migrated: Vec<migrate::Ran>,
+    pub steps: Vec<StepRecord>,
+    pub warnings: Vec<String>,
+    #[serde(skip)]
+    pub target: Target,
+}
+
+/// Engine ready → (no database yet? build it) → accounts → migrate → grants.
+///
+/// # Errors
+/// Any; the database is then what it was before.
+pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error> {
+    let site = open(ctx, "up").await?;
+    let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
+    make_roles(ctx, &site).await?;
+    let Some(live) = live.filter(|_| fresh == Fresh::No) else {
+        return build_and_swap(ctx, &site, wish).await;
+    };
+    if wish.seed != Seed::Auto {
+        ctx.report.warn(format!(
+            "`{}` is there already: `--seed` is for a new one (`seedbed reset --seed …`)",
+            live.name
+        ));
+    }
+    let names = DatabaseName::live(&live.name);
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    let target = connect::owner(ctx, &site.server, &live.name);
+    let options = migrate::Options::default();
+    let (applied, version) = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
+    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+    let origin = live.marker.and_then(|marker| marker.origin);
+    Ok(ready(ctx, &site, applied, version, origin))
+}
+
+/// Whether `up` builds a new database although there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fresh {
+    Yes,
+    No,
+}
+
+/// The live database replaced by a clean seeded one: `reset`, and `seed --snapshot`.
+///
+/// # Errors
+/// Any; the database is then what it was before.
+pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
+    let site = open(ctx, verb).await?;
+    database::replaceable(&site.session, &ctx.config.database.name).await?;
+    make_roles(ctx, &site).await?;
+    build_and_swap(ctx, &site, wish).await
+}
+
+/// A file of the team's own into the current database.
+///
+/// # Errors
+/// Any; the file is loaded whole or not at all.
+pub async fn seed_file(ctx: &Context, file: &Utf8Path) -> Result<seed::Loaded, Error> {
+    guard::replace_in_environment(ctx, "seed")?;
+    let _lock = lock::project(&ctx.state_dir(), "seed")?;
+    // A server that the environment merely names is somebody else's until the guard has seen it.
+    let server = connect::running(ctx).await?.ok_or(Error::NoServer)?;
+    guard::replace_on_server(ctx, &server, &sources(ctx, &server).await?, "seed").await?;
+    let session = connect::session(&server.admin).await?;
+    lock::database(&session, &ctx.config.database.name).await?;
+    database::replaceable(&session, &ctx.config.database.name).await?;
+    let target = connect::owner(ctx, &server, &ctx.config.database.name);
+    let loaded = seed::load_file(ctx, &target, Some(&server.tools), file).await;
+    session.close().await;
+    loaded
+}
+
+/// What `snapshot create` ended with.
+#[derive(Debug, Serialize)]
+pub struct Published {
+    pub id: String,
+    pub object: String,
+    pub store: String,
+    pub database: String,
+    pub schema_version: Option<String>,
+    pub proved: bool,
+    #[serde(flatten)]
+    pub facts: dump::Facts,
+    pub steps: Vec<StepRecord>,
+    pub warnings: Vec<String>,
+}
+
+/// Accounts and grants on the environment's database, as the files say: a deploy.
+///
+/// # Errors
+/// Any; each statement is re-runnable.
+pub async fn users_apply(ctx: &Context) -> Result<Vec<String>, Error> {
+    let reached = connect::reach(ctx).await?;
+    let names = DatabaseName::live(&reached.target.database);
+    let accounts = users::read(ctx, &names)?;
+    guard::deploy(ctx, &reached.target, "users apply", &accounts.describe())?;
+    let admin = reached.server.as_ref().map_or(&reached.target, |server| &server.admin);
+    users::apply_roles(ctx, admin, &accounts).await?;
+    users::apply_before(ctx, admin, &names, &accounts).await?;
+    users::apply_after(ctx, admin, &names, &accounts).await?;
+    Ok(accounts.describe())
+}
+
+/// Where the live database's effective privileges differ from what the files give.
+///
+/// # Errors
+/// What could not be compared.
+pub async fn users_check(ctx: &Context) -> Result<users::Drift, Error> {
+    let site = open(ctx, "users check").await?;
+    let live = DatabaseName::live(&ctx.config.database.name);
+    compare_grants(ctx, &site, &live).await
+}
+
+/// Compares a database's effective privileges with what the files give on a scratch database with the
+/// same schema.
+pub(crate) async fn compare_grants(
+    ctx: &Context,
+    site: &Site,
+    database: &DatabaseName,
+) -> Result<users::Drift, Error> {
+    let name = &database.final_name;
+    let locale = database::Locale::default();
+    let reference = Scratch::create(ctx, &site.server, name, site.owner(ctx), &locale).await?;
+    // Its scripts run a second time for this, which is nobody's news.
+    let quiet = Context { report: Reporter::silent(), ..ctx.clone() };
+    let compared = ctx.until_cancelled(async {
+        let names = reference.names();
+        let step = ctx.report.step("build a reference for the grants");
+        users::apply_before(&quiet, &site.server.admin, &names, &site.accounts).await?;
+        let target = connect::owner(&quiet, &site.server, reference.name());
+        let options = migrate::Options::default();
+        run_scripts(&quiet, &site.scripts, &target, &names, &options).await?;
+        step.done("");
+        let live = site.server.admin.with_database(&database.actual);
+        let drift = users::check(ctx, &live, &reference.admin(), &names, &site.accounts).await?;
+        Ok::<_, Error>(drift)
+    });
+    let compared = compared.await;
+    reference.discard().await?;
+    compared
+}
+
+/// Every candidate, and why it is taken or not for this checkout.
+///
+/// # Errors
+/// What the store or the files said.
+pub async fn why(ctx: &Context) -> Result<find::Why, Error> {
+    let names = DatabaseName::live(&ctx.config.database.name);
+    let scripts = migrate::resolve(ctx, &names, &ctx.config.database.user)?;
+    let store = Store::open(ctx).await?;
+    let facts = match connect::running(ctx).await? {
+        Some(server) => {
+            let session = connect::session(&server.admin).await?;
+            find::facts(ctx, &session, server.version_num).await?
+        }
+        None => choose::Facts::unknown(),
+    };
+    find::why(ctx, &store, &find::checkout(ctx, &scripts), &facts).await
+}
+
+/// Stops the server of this project.
+///
+/// # Errors
+/// What the engine said.
+pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
+    let _lock = lock::project(&ctx.state_dir(), "down")?;
+    match engine::chosen_before(ctx).await? {
+        Some(engine) => Ok(engine.stop(ctx, volumes).await?),
+        None => Ok(engine::Stopped::default()),
+    }
+}
+
+/// How `snapshot create` is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct CreateOptions {
+    /// Restore it on a scratch server and compare, before it is published.
+    pub prove: bool,
+    /// A sudden drop against the last snapshot is an error.
+    pub strict: bool,
+}
+
+/// The job: dump → compare with the last one → prove → publish. The source is only read.
+///
+/// # Errors
+/// Any; no snapshot exists then.
+pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Published, Error> {
+    let store = Store::open(ctx).await?;
+    let reached = connect::reach(ctx).await?;
+    // On a server of our own nothing is hidden from the snapshot: its superuser reads.
+    let (source, tools) = match reached.server {
+        Some(server) if server.started_by_us => {
+            (server.admin.with_database(&reached.target.database), server.tools)
+        }
+        Some(server) => (reached.target, server.tools),
+        None => {
+            let session = connect::session(&reached.target).await?;
+            let major = status::major(&session).await?;
+            session.close().await;
+            let tools = Tools::find(ctx, major).await?;
+            (reached.target, tools)
+        }
+    };
+    let dumped = dump::dump(ctx, &source, &tools, &store, &dump::DumpOptions::default()).await?;
+    let mut manifest = dumped.manifest;
+    compare_with_last(ctx, &store, &manifest, options.strict).await?;
+    if options.prove {
+        prove::prove(ctx, &store, &manifest).await?;
+        manifest.proved = true;
+    }
+    let object = snapshot::publish::publish(ctx, &store, &manifest).await?;
+    Ok(Published {
+        id: manifest.id.clone(),
+        object,
+        store: store.describe(),
+        database: manifest.database.clone(),
+        schema_version: snapshot::history::current_version(&manifest.history),
+        proved: manifest.proved,
+        facts: dumped.facts,
+        steps: ctx.report.records(),
+        warnings: ctx.report.warnings(),
+    })
+}
+
+/// Says what fell since the last snapshot of the same database.
+async fn compare_with_last(
+    ctx: &Context,
+    store: &Store,
+    manifest: &Manifest,
+    strict: bool,
+) -> Result<(), Error> {
+    let last = ctx.until_cancelled(find::last_of(store, &manifest.database)).await?;
+    let Some(last) = last else { return Ok(()) };
+    let findings = snapshot::shrink::drops(&last, manifest);
+    if strict && !findings.is_empty() {
+        return Err(snapshot::Error::Shrunk { id: last.id, findings }.into());
+    }
+    for finding in findings {
+        ctx.report.warn(format!("far less than in snapshot {}: {finding}", last.id));
+    }
+    Ok(())
+}
+
+/// What `ci` found out.
+#[derive(Debug, Serialize)]
+pub struct Proof {
+    pub database: String,
+    pub origin: Option<Origin>,
+    /// The checkout's remaining scripts, each timed.
+    pub migrated: Vec<migrate::Ran>,
+    pub schema_version: Option<String>,
+    /// In the order in which they were made.
+    pub checks: Vec<Check>,
+    pub steps: Vec<StepRecord>,
+    pub warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_exit: Option<i32>,
+}
+
+/// How `ci` is to run.
+#[derive(Debug, Clone)]
+pub struct CiOptions {
+    pub seed: Seed,
+    pub skip_damaged: bool,
+    pub keep: bool,
+    /// The team's own tests; empty for none.
+    pub command: Vec<String>,
+    /// What the command prints goes to standard error: standard output carries one JSON document.
+    pub quiet_stdout: bool,
+}
+
+/// Throwaway database → newest fitting snapshot → pending scripts → checks → the team's own tests.
+///
+/// # Errors
+/// What could not be tried; a check that does not hold stands in the [`Proof`].
+pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
+    let site = open(ctx, "ci").await?;
+    make_roles(ctx, &site).await?;
+    let wish = Wish { seed: options.seed.clone(), to: None, skip_damaged: options.skip_damaged };
+    let built =
+        from_first_whole(ctx, &site, &wish, async |source| build(ctx, &site, source, &wish).await);
+    let built = built.await?;
+    let proof = crate::check::prove(ctx, &site, &built, &options).await;
+    if options.keep {
+        built.scratch.keep().await?;
+    } else {
+        built.scratch.discard().await?;
+    }
+    proof
+}
+
+/// Where a journey works: lock held, server up, files read.
+pub(crate) struct Site {
+    pub server: Server,
+    /// With the maintenance database; holds the database's advisory lock.
+    pub session: Session,
+    pub scripts: Scripts,
+    pub accounts: users::Plan,
+    _lock: ProjectLock,
+}
+
+impl Site {
+    /// Who owns the database and runs the scripts.
+    pub fn owner<'a>(&self, ctx: &'a Context) -> &'a str {
+        &ctx.config.database.user
+    }
+}
+
+/// A database that is whole and not live yet.
+pub(crate) struct Built {
+    pub scratch: Scratch,
+    pub migrated: Vec<migrate::Ran>,
+    pub schema_version: Option<String>,
+}
+
+/// Files are read before a server is started: a typing error costs nobody a minute. Nothing is changed
+/// on a server before the guard has let it pass.
+async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
+    guard::replace_in_environment(ctx, verb)?;
+    let lock = lock::project(&ctx.state_dir(), verb)?;
+    let name = &ctx.config.database.name;
+    let names = DatabaseName::live(name);
+    let accounts = users::read(ctx, &names)?;
+    let scripts = migrate::resolve(ctx, &names, &ctx.config.database.user)?;
+    let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
+    ctx.report.note(choice.why);
+    let server = choice.engine.ensure(ctx).await?;
+    guard::replace_on_server(ctx, &server, &sources(ctx, &server).await?, verb).await?;
+    let session = connect::session(&server.admin).await?;
+    lock::database(&session, name).await?;
+    database::recover(ctx, &server, name).await?;
+    Ok(Site { server, session, scripts, accounts, _lock: lock })
+}
+
+/// Roles as the files say, and the account that owns the database, whether the files make it or not.
+async fn make_roles(ctx: &Context, site: &Site) -> Result<(), Error> {
+    users::apply_roles(ctx, &site.server.admin, &site.accounts).await?;
+    let existing = if site.server.started_by_us {
+        users::Existing::SetPassword
+    } else {
+        users::Existing::Keep
+    };
+    users::ensure_owner(ctx, &site.server.admin, &site.accounts, existing).await
+}
+
+/// System identifiers that snapshots name as their source: asked only where it decides.
+async fn sources(ctx: &Context, server: &Server) -> Result<Vec<String>, Error> {
+    if server.started_by_us {
+        return Ok(Vec::new());
+    }
+    let store = Store::open(ctx).await?;
+    Ok(find::sources_matching(&store, &server.system_identifier).await?)
+}
+
+async fn build_and_swap(ctx: &Context, site: &Site, wish: Wish) -> Result<Ready, Error> {
+    let built = from_first_whole(ctx, site, &wish, async |source| {
+        if let Some(built) = cloned(ctx, site, source, &wish).await? {
+            return Ok(built);
+        }
+        let built = build(ctx, site, source, &wish).await?;
+        match template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx)).await {
+            Ok(()) => Ok(built),
+            Err(error) => Err(given_up(ctx, built.scratch, error.into()).await),
+        }
+    });
+    let built = built.await?;
+    let Built { scratch, migrated, schema_version } = built;
+    let origin = scratch.marker().origin.clone();
+    let step = ctx.report.step(format!("swap in `{}`", scratch.final_name()));
+    database::swap_in(ctx, scratch).await?;
+    step.done("");
+    Ok(ready(ctx, site, migrated, schema_version, origin))
+}
+
+/// Calls `work` with the source that `wish` means. A snapshot whose chunks turn out to be damaged while
+/// it is loaded is an error that names the next one that fits; with `skip_damaged` that one is taken.
+async fn from_first_whole(
+    ctx: &Context,
+    site: &Site,
+    wish: &Wish,
+    work: impl AsyncFn(&Source) -> Result<Built, Error>,
+) -> Result<Built, Error> {
+    let mut source = choose_source(ctx, site, wish).await?;
+    loop {
+        let error = match work(&source).await {
+            Err(error) if error.exit() == crate::error::Exit::Damaged => error,
+            other => return other,
+        };
+        let (Source::Snapshot { store, manifest }, Seed::Auto | Seed::Latest) =
+            (&source, &wish.seed)
+        else {
+            return Err(error);
+        };
+        let checkout = find::checkout(ctx, &site.scripts);
+        let facts = find::facts(ctx, &site.session, site.server.version_num).await?;
+        let wanted = Wanted::Before { id: manifest.id.clone() };
+        let next = match find::find(ctx, store, &wanted, &checkout, &facts).await {
+            Ok(next) => Some(next),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            // Whatever is wrong with the older ones: the damage is what the user has to know.
+            Err(_) => None,
+        };
+        match next {
+            Some(next) if wish.skip_damaged => {
+                ctx.report.warn(format!("{error}; taking {} instead", next.id));
+                let store = Box::new(Store::open(ctx).await?);
+                source = Source::Snapshot { store, manifest: Box::new(next) };
+            }
+            next => {
+                return Err(Error::Snapshot(snapshot::Error::DamagedWhileLoading {
+                    reason: error.to_string(),
+                    id: manifest.id.clone(),
+                    next: next.map(|next| next.id),
+                }));
+            }
+        }
+    }
+}
+
+/// What the build will be filled with.
+pub(crate) enum Source {
+    Snapshot { store: Box<Store>, manifest: Box<Manifest> },
+    Files(Vec<camino::Utf8PathBuf>),
+    Nothing,
+}
+
+async fn choose_source(ctx: &Context, site: &Site, wish: &Wish) -> Result<Source, Error> {
+    let files = || {
+        let files = seed::files(ctx)?;
+        Ok::<_, Error>(if files.is_empty() { Source::Nothing } else { Source::Files(files) })
+    };
+    let wanted = match &wish.seed {
+        Seed::Nothing => return Ok(Source::Nothing),
+        Seed::Files => return files(),
+        Seed::Auto | Seed::Latest => Wanted::Newest { skip_damaged: wish.skip_damaged },
+        Seed::Id(id) => Wanted::Id(id.clone()),
+    };
+    let step = ctx.report.step("choose snapshot");
+    let store = Store::open(ctx).await?;
+    let checkout = find::checkout(ctx, &site.scripts);
+    let facts = find::facts(ctx, &site.session, site.server.version_num).await?;
+    let chosen = ctx.until_cancelled(find::find(ctx, &store, &wanted, &checkout, &facts)).await;
+    match chosen {
+        Ok(manifest) => {
+            step.done(manifest.id.clone());
+            Ok(Source::Snapshot { store: Box::new(store), manifest: Box::new(manifest) })
+        }
+        Err(error) if wish.seed == Seed::Auto && error.exit() == crate::error::Exit::NoSnapshot => {
+            step.done("none fits");
+            ctx.report.note(format!("{error}; see `seedbed snapshot why`"));
+            let source = files()?;
+            ctx.report.note(match &source {
+                Source::Files(files) => {
+                    let count = format::counted(files.len() as u64, "seed file");
+                    format!("loading {count} instead")
+                }
+                Source::Nothing | Source::Snapshot { .. } => "the database begins empty".to_owned(),
+            });
+            Ok(source)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A clone of the template that the same build left behind, if there is one.
+async fn cloned(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    let started = std::time::Instant::now();
+    let scratch =
+        template::clone_ready(ctx, &site.server, name, site.owner(ctx), &fingerprint).await?;
+    let Some(scratch) = scratch else { return Ok(None) };
+    ctx.report.step_since("clone the frozen template", started).done("");
+    // Privileges on the database itself stand outside of what a clone copies.
+    let prepared = ctx.until_cancelled(async {
+        let names = scratch.names();
+        users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+        let target = connect::owner(ctx, &site.server, scratch.name());
+        Ok::<_, Error>(migrate::info(ctx, &target, &site.scripts).await?.schema_version)
+    });
+    match prepared.await {
+        Ok(schema_version) => Ok(Some(Built { scratch, migrated: Vec::new(), schema_version })),
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+/// Drops what was being built; returns why.
+async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
+    if let Err(left) = scratch.discard().await {
+        ctx.report.detail(format!("the next run removes what is left: {left}"));
+    }
+    error
+}
+
+/// Creates a scratch database and fills it: accounts → rows → scripts → files → grants.
+/// On an error the scratch database is dropped.
+async fn build(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Built, Error> {
+    let name = &ctx.config.database.name;
+    let owner = site.owner(ctx);
+    let locale = match source {
+        Source::Snapshot { manifest, .. } => database::Locale {
+            encoding: Some(manifest.server.encoding.clone()),
+            collate: Some(manifest.server.collate.clone()),
+            ctype: Some(manifest.server.ctype.clone()),
+        },
+        Source::Files(_) | Source::Nothing => database::Locale::default(),
+    };
+    let mut scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
+    let filled = ctx.until_cancelled(fill(ctx, site, source, wish, &mut scratch)).await;
+    match filled {
+        Ok(outcome) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            let (migrated, schema_version) = outcome;
+            Ok(Built { scratch, migrated, schema_version })
+        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+async fn fill(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    scratch: &mut Scratch,
+) -> Result<Ran, Error> {
+    let names = scratch.names();
+    let owner = site.owner(ctx);
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    if let Source::Snapshot { store, manifest } = source {
+        let tools = &site.server.tools;
+        load::load(ctx, &scratch.admin(), owner, tools, store, manifest).await?;
+    }
+    let target = connect::owner(ctx, &site.server, scratch.name());
+    let options = migrate::Options { target: wish.to.clone() };
+    let outcome = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
+    if let Source::Files(files) = source {
+        for file in files {
+            seed::load_file(ctx, &target, Some(&site.server.tools), file).await?;
+        }
+    }
+    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+    scratch.set_origin(match source {
+        Source::Snapshot { manifest, .. } => Origin::Snapshot {
+            id: manifest.id.clone(),
+            taken_at: manifest.taken_at.to_string(),
+            version: snapshot::history::current_version(&manifest.history),
+        },
+        Source::Files(_) => Origin::Files,
+        Source::Nothing => Origin::Empty,
+    });
+    Ok(outcome)
+}
+
+/// Scripts that ran, and the schema version after them.
+type Ran = (Vec<migrate::Ran>, Option<String>);
+
+/// The pending scripts. A project without any works too: what a snapshot brought then has no history,
+/// and needs none.
+pub(crate) async fn run_scripts(
+    ctx: &Context,
+    scripts: &Scripts,
+    target: &Target,
+    names: &DatabaseName,
+    options: &migrate::Options,
+) -> Result<Ran, Error> {
+    match migrate::run(ctx, target, names, scripts, options).await {
+        Ok(outcome) => Ok((outcome.applied, outcome.after)),
+        Err(migrate::Error::NoHistory { .. }) if scripts.iter().next().is_none() => {
+            Ok((Vec::new(), None))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Everything that decides what a build gives.
+fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<String, Error> {
+    let mut fingerprint = Fingerprint::new(&site.server);
+    fingerprint.add("owner", &ctx.config.database.user);
+    fingerprint.add("to", wish.to.as_deref().unwrap_or(""));
+    for script in site.scripts.iter() {
+        fingerprint.add(&script.script, script.checksum.to_le_bytes());
+    }
+    fingerprint.add("accounts", site.accounts.fingerprint_text());
+    match source {
+        Source::Snapshot { manifest, .. } => fingerprint.add("snapshot", &manifest.id),
+        Source::Files(files) => {
+            for path in files {
+                let action = "read";
+                let content = fs_err::read(path).map_err(|error| Error::File {
+                    action,
+                    path: path.clone(),
+                    error,
+                })?;
+                fingerprint.add(path.as_str(), content);
+            }
+        }
+        Source::Nothing => fingerprint.add("empty", ""),
+    }
+    Ok(fingerprint.finish())
+}
+
+fn ready(
+    ctx: &Context,
+    site: &Site,
+    migrated: Vec<migrate::Ran>,
+    schema_version: Option<String>,
+    origin: Option<Origin>,
+) -> Ready {
+    let target = connect::owner(ctx, &site.server, &ctx.config.database.name);
+    Ready {
+        url: target.to_string(),
+        database: target.database.clone(),
+        engine: site.server.kind.as_str().to_owned(),
+        schema_version,
+        origin,
+        migrated,
+        steps: ctx.report.records(),
+        warnings: ctx.report.warnings(),
+        target,
+    }
+}

@@ -1,0 +1,32 @@
+//! Seedbed: a real, current, production-like PostgreSQL on any machine with one command.
+//!
+//! Start with [`journeys`]: the five things people do, each on half a page. Below it stand the verbs
+//! (`migrate`, `snapshot`, `users`, `seed`, `check`), below those the adapters (`pg`, `store`,
+//! `engine`), and arrows never point up. Deciding is pure (`plan`, `choose`); acting is elsewhere.
+//! Two acts carry the promises: *build beside, then swap* ([`database`]) and *publish, manifest
+//! last* ([`snapshot`]).
+
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod connect;
+pub mod context;
+pub mod database;
+pub mod doctor;
+pub mod engine;
+pub mod env;
+pub mod error;
+pub mod guard;
+pub mod init;
+pub mod journeys;
+pub mod lock;
+pub mod migrate;
+pub mod pg;
+pub mod prove;
+pub mod report;
+pub mod seed;
+pub mod snapshot;
+pub mod status;
+pub mod store;
+pub mod template;
+pub mod users;

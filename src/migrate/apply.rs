@@ -1,0 +1,493 @@
+//! Runs scripts: each with its row in the history, in one transaction where that can be.
+//!
+//! Statements that the server refuses in a transaction run one by one; if one of those fails, a row
+//! with `success = false` tells that the script is half done. A transaction never waits long for a
+//! lock: whoever waits for `alter table` lets nobody else to the table. It steps back and tries
+//! again.
+
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::callbacks::{fire_after_error, fire_inside};
+use super::failure::Left;
+use super::flight::{Crash, Flight};
+use super::history::NewRow;
+use super::place::Place;
+use super::placeholders::Replaced;
+use super::program;
+use super::resolve::Scripts;
+use super::script::{Language, Script, place_at};
+use super::statements::{
+    Mode, StatementEvents, Stop, ends_its_transaction, run_statements, stop_of,
+};
+use super::transaction::{
+    begins_transaction, drops_locks, keeps_session, needs_none, sets_own_timeout,
+};
+use crate::context::Context;
+use crate::pg::Target;
+use crate::pg::lexer::{self, LexError, LexErrorKind};
+use crate::pg::names::DatabaseName;
+use crate::report::{Step, Unit};
+
+/// Before a transaction that met a lock is tried again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Long enough for a queue behind the lock to empty.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Shorter scripts are over before anybody could read how far they are.
+const STATEMENTS_WORTH_COUNTING: usize = 50;
+
+/// A script that is ready to run.
+#[derive(Debug)]
+pub(super) struct Prepared<'a> {
+    pub script: &'a Script,
+    pub text: Replaced,
+    pub in_transaction: bool,
+    pub statements: usize,
+    /// Role and search path are afterwards what they were before.
+    pub keeps_session: bool,
+    /// It gives session locks back (`discard all`), ours among them.
+    pub drops_locks: bool,
+    /// It says itself how long it waits for locks.
+    pub sets_own_timeout: bool,
+}
+
+/// What one run of scripts needs to know.
+pub(super) struct Run<'a> {
+    pub ctx: &'a Context,
+    pub target: &'a Target,
+    pub names: &'a DatabaseName,
+    pub scripts: &'a Scripts,
+    /// The step that shows how far a long script is.
+    pub step: Option<(&'a Step, usize)>,
+}
+
+impl Run<'_> {
+    pub(super) fn progress(&self, done: usize) {
+        if let Some((step, total)) = self.step
+            && total >= STATEMENTS_WORTH_COUNTING
+        {
+            step.progress(done as u64, Some(total as u64), Unit::Items);
+        }
+    }
+}
+
+/// The events around one script.
+#[derive(Debug, Clone, Copy)]
+struct Events {
+    before: &'static str,
+    after: &'static str,
+    statement: StatementEvents,
+    error: [&'static str; 2],
+}
+
+const MIGRATE: Events = Events {
+    before: "beforeEachMigrate",
+    after: "afterEachMigrate",
+    statement: StatementEvents {
+        before: "beforeEachMigrateStatement",
+        after: "afterEachMigrateStatement",
+    },
+    error: ["afterEachMigrateStatementError", "afterEachMigrateError"],
+};
+
+const UNDO: Events = Events {
+    before: "beforeEachUndo",
+    after: "afterEachUndo",
+    statement: StatementEvents {
+        before: "beforeEachUndoStatement",
+        after: "afterEachUndoStatement",
+    },
+    error: ["afterEachUndoStatementError", "afterEachUndoError"],
+};
+
+/// A script with the row that records it.
+pub(super) struct Work<'a> {
+    pub prepared: &'a Prepared<'a>,
+    pub rank: i32,
+    /// The row of the script that this one takes back.
+    pub undoes: Option<&'a super::HistoryRow>,
+}
+
+impl Work<'_> {
+    fn events(&self) -> Events {
+        if self.undoes.is_some() { UNDO } else { MIGRATE }
+    }
+
+    fn row(&self, time: Option<i32>, success: bool) -> NewRow<'_> {
+        match self.undoes {
+            Some(row) => NewRow {
+                installed_rank: self.rank,
+                version: row.version.as_deref(),
+                description: &row.description,
+                kind: "DELETE",
+                script: &row.script,
+                checksum: row.checksum,
+                execution_time: Some(0),
+                success: true,
+            },
+            None => new_row(self.prepared.script, self.rank, time, success),
+        }
+    }
+}
+
+/// Replaces placeholders, takes the script apart and decides whether it runs in a transaction.
+///
+/// # Errors
+/// A placeholder without a value, text that is no SQL, statements of both kinds in one script.
+pub(super) fn prepare<'a>(
+    ctx: &Context,
+    scripts: &Scripts,
+    script: &'a Script,
+    server_version: i32,
+) -> Result<Prepared<'a>, Error> {
+    if script.language == Language::Program {
+        return Ok(Prepared {
+            script,
+            text: Replaced::unchanged(""),
+            in_transaction: false,
+            statements: 0,
+            keeps_session: false,
+            drops_locks: false,
+            sets_own_timeout: false,
+        });
+    }
+    let config = &ctx.config.migrate;
+    let mut text = script.replaced(&scripts.placeholders)?;
+    if let Err(LexError { kind: LexErrorKind::UnterminatedComment, offset, line, .. }) =
+        lexer::split(&text.text)
+    {
+        // Flyway drops it without a word; scripts that ran in production must run again.
+        ctx.report.warn(format!(
+            "`{}`: the comment that begins in line {line} never ends, what follows does not run",
+            script.script
+        ));
+        text.text.truncate(offset);
+    }
+    let statements = lexer::split(&text.text).map_err(|error| Error::NotSql {
+        place: place_at(&script.path, &script.text, text.source_offset(error.offset)),
+        error,
+    })?;
+    let alone = statements.iter().find(|statement| needs_none(statement, server_version));
+    let shared = statements.iter().find(|statement| !needs_none(statement, server_version));
+    let in_transaction = match (script.settings.execute_in_transaction, alone, shared) {
+        (Some(chosen), _, _) => chosen,
+        (None, None, _) => config.execute_in_transaction,
+        (None, Some(_), Some(_)) if config.mixed || !config.execute_in_transaction => false,
+        (None, Some(alone), Some(_)) => {
+            let offset = text.source_offset(alone.tokens()[0].offset);
+            return Err(Error::Mixed { place: place_at(&script.path, &script.text, offset) });
+        }
+        (None, Some(_), None) => false,
+    };
+    let (count, keeps_session, drops_locks, sets_own_timeout) = (
+        statements.len(),
+        statements.iter().all(keeps_session),
+        statements.iter().any(drops_locks),
+        statements.iter().any(sets_own_timeout),
+    );
+    Ok(Prepared {
+        script,
+        text,
+        in_transaction,
+        statements: count,
+        keeps_session,
+        drops_locks,
+        sets_own_timeout,
+    })
+}
+
+/// Runs scripts and records them: all in one transaction, or, when one of them cannot, one by one.
+/// Returns how long each took, in milliseconds.
+///
+/// # Errors
+/// [`Error::Failed`] with what is in the database now.
+pub(super) async fn apply(
+    run: &Run<'_>,
+    place: &mut Place,
+    works: &[Work<'_>],
+) -> Result<Vec<i32>, Error> {
+    if works.iter().all(|work| work.prepared.in_transaction)
+        || run.ctx.config.migrate.skip_executing_migrations
+    {
+        return in_transaction(run, place, works).await;
+    }
+    let mut times = Vec::new();
+    for work in works {
+        times.push(one_by_one(run, place, work).await?);
+    }
+    Ok(times)
+}
+
+/// Why a transaction was given up, and at which script.
+struct Broken {
+    at: usize,
+    stop: Stop,
+    committed: bool,
+    /// The transaction is still to be left.
+    is_open: bool,
+}
+
+async fn in_transaction(
+    run: &Run<'_>,
+    place: &mut Place,
+    works: &[Work<'_>],
+) -> Result<Vec<i32>, Error> {
+    let config = &run.ctx.config.migrate;
+    let is_bounded = config.lock_timeout_ms > 0
+        && !place.has_lock_timeout
+        && !works.iter().any(|work| work.prepared.sets_own_timeout);
+    let mut pause = FIRST_PAUSE;
+    let mut tries = 0;
+    loop {
+        let timeout = if is_bounded { config.lock_timeout_ms } else { 0 };
+        let broken = match transaction(run, place, works, timeout).await {
+            Ok(times) => return Ok(times),
+            Err(broken) => broken,
+        };
+        let Broken { at, stop, committed, is_open } = broken;
+        let work = &works[at];
+        give_up(run, place, &stop, is_open).await?;
+        if is_bounded && stop.is_lock_timeout() && !committed && tries < config.lock_retries {
+            tries += 1;
+            run.ctx.report.note(format!(
+                "`{}` got no lock within {} ms and stepped back; try {tries} of {} in {} ms",
+                work.prepared.script.script,
+                timeout,
+                config.lock_retries,
+                pause.as_millis()
+            ));
+            if tokio::time::timeout(pause, run.ctx.cancel.cancelled()).await.is_ok() {
+                return Err(Error::Interrupted);
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            continue;
+        }
+        let events = work.events().error;
+        let left = stop.left_of_transaction(committed);
+        let is_statement = matches!(stop, Stop::Statement { .. });
+        let error = stop.into_error(run, work.prepared, left);
+        fire_after_error(run, place, if is_statement { &events } else { &events[1..] }).await;
+        return Err(error);
+    }
+}
+
+/// Leaves the transaction, on a new session where the old one is of no use.
+async fn give_up(
+    run: &Run<'_>,
+    place: &mut Place,
+    stop: &Stop,
+    is_open: bool,
+) -> Result<(), Error> {
+    place.settle(false);
+    if matches!(stop, Stop::Interrupted { .. }) {
+        // The caller drops the session; whatever is open on it ends with it.
+        return Ok(());
+    }
+    if stop.leaves_session_broken() || place.session.is_closed() {
+        return match Place::open(run.ctx, run.target).await {
+            Ok(fresh) => {
+                std::mem::replace(place, fresh).session.close().await;
+                Ok(())
+            }
+            // The server is gone; the script's own error says more.
+            Err(_) => Ok(()),
+        };
+    }
+    let rollback = if is_open { "rollback;\n" } else { "" };
+    let sql = format!("{rollback}{}", place.back_to_owner());
+    // Whatever is wrong with the session now, the script's own error says more.
+    let _ = place.session.batch(&sql).await;
+    Ok(())
+}
+
+async fn transaction(
+    run: &Run<'_>,
+    place: &Place,
+    works: &[Work<'_>],
+    lock_timeout_ms: u32,
+) -> Result<Vec<i32>, Broken> {
+    let mut flight = Flight::new(run, &place.session);
+    // Callbacks may do anything to the session, and a rollback takes back what a preamble set.
+    let is_plain =
+        run.scripts.callbacks.is_empty() && works.iter().all(|work| work.prepared.keeps_session);
+    let begins_plain = place.preamble_if_due().is_empty();
+    place.settle(is_plain && begins_plain);
+    let mut committed = false;
+    let mut times = Vec::with_capacity(works.len());
+    let timeout = match lock_timeout_ms {
+        0 => String::new(),
+        ms => format!("set local lock_timeout = {ms};\n"),
+    };
+    let mut begin = format!("begin;\n{timeout}");
+    for (at, work) in works.iter().enumerate() {
+        let ran = in_flight(run, place, &mut flight, work, &mut begin, &mut committed).await;
+        let started = ran.map_err(|stop| Broken { at, stop, committed, is_open: true })?;
+        // The last one commits in the same flight.
+        let is_last = at + 1 == works.len();
+        let ended = async {
+            if is_last {
+                flight.commit().await?;
+            }
+            if is_last || works.len() > 1 {
+                flight.land().await?;
+            }
+            Ok::<_, Crash>(())
+        };
+        let ended = ended.await;
+        ended.map_err(|crash| {
+            let statements = lexer::split(&work.prepared.text.text).unwrap_or_default();
+            let is_open = !flight.has_ended;
+            Broken { at, stop: stop_of(crash, &statements), committed, is_open }
+        })?;
+        times.push(milliseconds(started));
+    }
+    place.settle(is_plain);
+    Ok(times)
+}
+
+/// One script of a transaction with its row; the answers may still be on their way afterwards.
+async fn in_flight<'a>(
+    run: &'a Run<'a>,
+    place: &'a Place,
+    flight: &mut Flight<'a>,
+    work: &'a Work<'a>,
+    begin: &mut String,
+    committed: &mut bool,
+) -> Result<Instant, Stop> {
+    let prepared = work.prepared;
+    let events = work.events();
+    // It was taken apart once already: this cannot fail.
+    let statements = lexer::split(&prepared.text.text).unwrap_or_default();
+    let crashed = |crash: Crash| stop_of(crash, &statements);
+    let frame = format!("{}{}", std::mem::take(begin), place.preamble_if_due());
+    flight.frame(frame).await.map_err(crashed)?;
+    let started = Instant::now();
+    if run.scripts.has_callbacks(events.before) {
+        flight.land().await.map_err(crashed)?;
+        fire_inside(run, place, events.before).await.map_err(Stop::Callback)?;
+    }
+    let mut time = Some(0);
+    if !run.ctx.config.migrate.skip_executing_migrations || work.undoes.is_some() {
+        let mode = Mode::Transaction { committed };
+        let around = Some(events.statement);
+        run_statements(run, place, flight, prepared, &statements, mode, around).await?;
+        // The server's clock counts from the start of its transaction, which must be the script's.
+        time = None;
+        if run.ctx.config.migrate.group || ends_its_transaction(&statements) {
+            flight.land().await.map_err(crashed)?;
+            time = Some(milliseconds(started));
+        }
+    }
+    if !prepared.keeps_session || !run.scripts.callbacks.is_empty() {
+        flight.frame(place.back_to_owner()).await.map_err(crashed)?;
+    }
+    match work.undoes {
+        Some(row) => {
+            flight.row_unless_gone(&place.table, work.row(time, true), row.installed_rank).await
+        }
+        None => flight.row(&place.table, work.row(time, true)).await,
+    }
+    .map_err(crashed)?;
+    if run.scripts.has_callbacks(events.after) {
+        flight.land().await.map_err(crashed)?;
+        flight.frame(place.preamble()).await.map_err(crashed)?;
+        flight.land().await.map_err(crashed)?;
+        fire_inside(run, place, events.after).await.map_err(Stop::Callback)?;
+    }
+    Ok(started)
+}
+
+/// Without a transaction: what ran stays. The row says `success = false` before the first statement
+/// goes out, so that whatever ends this process leaves nothing applied and unrecorded.
+async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result<i32, Error> {
+    let prepared = work.prepared;
+    let events = work.events();
+    place.settle(false);
+    place.session.batch(&place.preamble()).await?;
+    fire_inside(run, place, events.before).await?;
+    place.session.batch(&place.back_to_owner()).await?;
+    // A half-undone version is still the version that it was.
+    let is_recorded = work.undoes.is_none();
+    if is_recorded {
+        place.table.insert(&place.session, &work.row(Some(0), false)).await?;
+    }
+    place.session.batch(&place.preamble()).await?;
+    let started = Instant::now();
+    let result = match prepared.script.language {
+        Language::Program => program::run(run, prepared.script).await.map_err(Stop::Callback),
+        Language::Sql => statements_alone(run, place, work).await,
+    };
+    let time = milliseconds(started);
+    let Err(stop) = result else {
+        place.session.batch(&place.back_to_owner()).await?;
+        match work.undoes {
+            Some(undone) => {
+                let row = work.row(Some(time), true);
+                place.table.insert_unless_gone(&place.session, &row, undone.installed_rank).await?;
+            }
+            None => place.table.finish(&place.session, work.rank, time, true).await?,
+        }
+        place.session.batch(&place.preamble()).await?;
+        fire_inside(run, place, events.after).await?;
+        return Ok(time);
+    };
+    // How long it took is worth no second error.
+    let _ = after_failure(run, place, work, time, &stop).await;
+    let left = Left::Statements { before: stop.statements_before(), recorded: is_recorded };
+    let mut error = stop.into_error(run, prepared, left);
+    if let Error::Program { left: of_program, .. } = &mut error {
+        *of_program = left;
+    }
+    fire_after_error(run, place, &events.error).await;
+    Err(error)
+}
+
+async fn statements_alone(run: &Run<'_>, place: &Place, work: &Work<'_>) -> Result<(), Stop> {
+    let prepared = work.prepared;
+    // It was taken apart once already: this cannot fail.
+    let statements = lexer::split(&prepared.text.text).unwrap_or_default();
+    let mut flight = Flight::new(run, &place.session);
+    let around = Some(work.events().statement);
+    run_statements(run, place, &mut flight, prepared, &statements, Mode::OneByOne, around).await
+}
+
+/// Leaves a session that is of use again, and the time in the row of the half-done script.
+async fn after_failure(
+    run: &Run<'_>,
+    place: &mut Place,
+    work: &Work<'_>,
+    time: i32,
+    stop: &Stop,
+) -> Result<(), Error> {
+    if stop.leaves_session_broken() || place.session.is_closed() {
+        let fresh = Place::open(run.ctx, run.target).await?;
+        std::mem::replace(place, fresh).session.close().await;
+    }
+    let statements = lexer::split(&work.prepared.text.text).unwrap_or_default();
+    // Without a transaction of the script's own the server would warn that there is none.
+    let rollback = if statements.iter().any(begins_transaction) { "rollback;\n" } else { "" };
+    place.session.batch(&format!("{rollback}{}", place.back_to_owner())).await?;
+    if work.undoes.is_none() {
+        place.table.finish(&place.session, work.rank, time, false).await?;
+    }
+    Ok(())
+}
+
+/// The row for a script.
+pub(super) fn new_row(script: &Script, rank: i32, time: Option<i32>, success: bool) -> NewRow<'_> {
+    NewRow {
+        installed_rank: rank,
+        version: script.version.as_ref().map(|version| version.text()),
+        description: &script.description,
+        kind: script.type_name(),
+        script: &script.script,
+        checksum: Some(script.checksum),
+        execution_time: time,
+        success,
+    }
+}
+
+fn milliseconds(started: Instant) -> i32 {
+    i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,103 @@
+//! Callbacks: scripts that are named after an event and run when it happens.
+//!
+//! Those around a script and around its statements run in the script's transaction, all others in
+//! one of their own. What an error event's callback fails with is a warning: it must not hide the
+//! error that it was called for.
+
+use super::Error;
+use super::apply::{Run, prepare};
+use super::failure::Left;
+use super::flight::Flight;
+use super::place::Place;
+use super::program;
+use super::script::Language;
+use super::statements::{Mode, run_statements, stop_of};
+use crate::pg::lexer;
+
+/// The callbacks of `event`, each in a transaction of its own where it can be.
+///
+/// # Errors
+/// [`Error::Callback`].
+pub(super) async fn fire(run: &Run<'_>, place: &Place, event: &'static str) -> Result<(), Error> {
+    if !run.scripts.has_callbacks(event) {
+        return Ok(());
+    }
+    let around = |script: &super::Script| -> Result<bool, Error> {
+        Ok(script.language == Language::Sql
+            && prepare(run.ctx, run.scripts, script, place.server_version)?.in_transaction)
+    };
+    for script in run.scripts.callbacks_of(event) {
+        let in_transaction = around(script).map_err(|error| callback(event, error))?;
+        let begin = if in_transaction { "begin;\n" } else { "" };
+        place.session.batch(&format!("{begin}{}", place.preamble())).await?;
+        let result = Box::pin(run_one(run, place, script)).await;
+        let end = match (&result, in_transaction) {
+            (_, false) => String::new(),
+            (Ok(()), true) => "commit;\n".to_owned(),
+            (Err(_), true) => "rollback;\n".to_owned(),
+        };
+        let ended = place.session.batch(&format!("{end}{}", place.back_to_owner())).await;
+        result.map_err(|error| callback(event, error))?;
+        ended.map_err(|error| callback(event, error.into()))?;
+    }
+    Ok(())
+}
+
+/// The callbacks of `event` in the transaction that is open.
+///
+/// # Errors
+/// [`Error::Callback`].
+pub(super) async fn fire_inside(
+    run: &Run<'_>,
+    place: &Place,
+    event: &'static str,
+) -> Result<(), Error> {
+    for script in run.scripts.callbacks_of(event) {
+        let result = Box::pin(run_one(run, place, script)).await;
+        result.map_err(|error| callback(event, error))?;
+    }
+    Ok(())
+}
+
+/// The callbacks of error events, outside of any transaction. They cannot fail.
+pub(super) async fn fire_after_error(run: &Run<'_>, place: &Place, events: &[&'static str]) {
+    for event in events {
+        if place.session.is_closed() || run.ctx.cancel.is_cancelled() {
+            return;
+        }
+        if let Err(error) = fire(run, place, event).await {
+            run.ctx.report.warn(error.to_string());
+        }
+    }
+}
+
+async fn run_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Result<(), Error> {
+    run.ctx.report.detail(format!("callback `{}`", script.script));
+    if script.language == Language::Program {
+        return program::run(run, script).await;
+    }
+    let prepared = prepare(run.ctx, run.scripts, script, place.server_version)?;
+    // It was taken apart once already: this cannot fail.
+    let statements = lexer::split(&prepared.text.text).unwrap_or_default();
+    let mut flight = Flight::new(run, &place.session);
+    let ran =
+        run_statements(run, place, &mut flight, &prepared, &statements, Mode::OneByOne, None).await;
+    let landed = match ran {
+        Ok(()) => flight.land().await.map_err(|crash| stop_of(crash, &statements)),
+        Err(stop) => Err(stop),
+    };
+    landed.map_err(|stop| {
+        let left = match prepared.in_transaction {
+            true => Left::Nothing,
+            false => Left::Statements { before: stop.statements_before(), recorded: false },
+        };
+        stop.into_error(run, &prepared, left)
+    })
+}
+
+fn callback(event: &'static str, error: Error) -> Error {
+    match error {
+        Error::Interrupted => Error::Interrupted,
+        error => Error::Callback { event, error: Box::new(error) },
+    }
+}

@@ -1,0 +1,248 @@
+//! Which statements cannot run inside of a transaction, and which end one.
+
+use crate::pg::lexer::{Statement, Token, TokenKind};
+
+/// The first words outside of parentheses decide; more are never needed.
+const WORDS: usize = 16;
+
+/// Whether the server refuses the statement in a transaction block. More are known than Flyway knows
+/// (`reindex table concurrently`, `alter table … detach partition concurrently`, a bare `cluster`).
+pub(super) fn needs_none(statement: &Statement<'_>, server_version: i32) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["create" | "drop", "database" | "tablespace" | "subscription", ..]
+        | ["alter", "system", ..]
+        | ["create" | "drop", "index", "concurrently", ..]
+        | ["create", "unique", "index", "concurrently", ..]
+        | ["discard", "all"]
+        | ["vacuum", ..]
+        | ["cluster"]
+        | ["cluster", "verbose"] => true,
+        ["reindex", rest @ ..] => {
+            let rest = rest.strip_prefix(&["verbose"]).unwrap_or(rest);
+            let has_option = has_reindex_option(statement.tokens());
+            has_option
+                || matches!(rest, ["schema" | "database" | "system", ..])
+                || matches!(rest, ["table" | "index", "concurrently", ..])
+        }
+        ["alter", "table", rest @ ..] => {
+            rest.contains(&"detach") && rest.last() == Some(&"concurrently")
+        }
+        ["alter", "database", rest @ ..] => {
+            rest.windows(2).any(|pair| pair == ["set", "tablespace"])
+        }
+        ["alter", "type", rest @ ..] => {
+            server_version < 120_000 && rest.windows(2).any(|pair| pair == ["add", "value"])
+        }
+        _ => false,
+    }
+}
+
+/// Whether the statement gives back every session lock: ours is one.
+pub(super) fn drops_locks(statement: &Statement<'_>) -> bool {
+    let tokens = statement.tokens();
+    tokens.iter().any(|token| token.is_word("pg_advisory_unlock_all"))
+        || matches!(tokens, [first, second, ..] if first.is_word("discard") && second.is_word("all"))
+}
+
+/// Whether the statement says itself how long it waits for a lock.
+pub(super) fn sets_own_timeout(statement: &Statement<'_>) -> bool {
+    let says = |token: &Token<'_>| token.is_word("lock_timeout") || token.is_word("nowait");
+    statement.tokens().iter().any(says)
+}
+
+/// Whether the statement is sure to leave role and search path alone: plain definitions, which call
+/// nothing that could set them.
+pub(super) fn keeps_session(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // `create table … as` runs a query.
+    let runs_query = words.contains(&"as") || statement.copy_data.is_some();
+    let defines = matches!(
+        words.as_slice(),
+        ["create", "table" | "index" | "sequence" | "type", ..]
+            | ["create", "unique", "index", ..]
+            | ["drop", "table" | "index" | "sequence" | "type" | "view", ..]
+            | ["comment", "on", ..]
+    );
+    defines && !runs_query
+}
+
+/// Whether the statement begins a transaction of the script's own.
+pub(super) fn begins_transaction(statement: &Statement<'_>) -> bool {
+    let first = &statement.tokens()[0];
+    first.is_word("begin") || first.is_word("start")
+}
+
+/// Whether the transaction is over after the statement: `commit`, `end`, `rollback`, `abort`,
+/// `prepare transaction`; `and chain` starts the next one itself.
+pub(super) fn ends_transaction(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["rollback" | "abort", rest @ ..] if rest.contains(&"to") => false,
+        ["commit" | "rollback", "prepared", ..] => false,
+        ["prepare", "transaction", ..] => true,
+        ["commit" | "end" | "rollback" | "abort", rest @ ..] => {
+            !rest.ends_with(&["and", "chain"]) || rest.ends_with(&["and", "no", "chain"])
+        }
+        _ => false,
+    }
+}
+
+/// Whether the statement makes what ran before it stay: `commit` and `end`, however they go on.
+pub(super) fn commits(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    matches!(words.as_slice(), ["commit" | "end", rest @ ..] if rest.first() != Some(&"prepared"))
+}
+
+/// The first words outside of parentheses; a quoted name counts as an empty one.
+fn words(tokens: &[Token<'_>]) -> Vec<String> {
+    let mut depth = 0_u32;
+    let mut words = Vec::new();
+    for token in tokens {
+        match token.kind {
+            TokenKind::Punct if token.text == "(" => depth += 1,
+            TokenKind::Punct if token.text == ")" => depth = depth.saturating_sub(1),
+            TokenKind::Word if depth == 0 => words.push(token.value.clone().into_owned()),
+            TokenKind::QuotedIdent if depth == 0 => words.push(String::new()),
+            TokenKind::Word
+            | TokenKind::QuotedIdent
+            | TokenKind::String
+            | TokenKind::BitString
+            | TokenKind::Number
+            | TokenKind::Param
+            | TokenKind::Operator
+            | TokenKind::Punct
+            | TokenKind::Other => {}
+        }
+        if words.len() == WORDS {
+            break;
+        }
+    }
+    words
+}
+
+/// `reindex (concurrently) …`, with whatever else stands in the parentheses; `concurrently false`
+/// and `concurrently off` turn it off.
+fn has_reindex_option(tokens: &[Token<'_>]) -> bool {
+    if !tokens.get(1).is_some_and(|token| token.is_punct("(")) {
+        return false;
+    }
+    let options: Vec<&Token<'_>> =
+        tokens[2..].iter().take_while(|token| !token.is_punct(")")).collect();
+    let Some(at) = options.iter().position(|token| token.is_word("concurrently")) else {
+        return false;
+    };
+    let value = options.get(at + 1).map(|token| token.value.to_ascii_lowercase());
+    !matches!(value.as_deref(), Some("false" | "off" | "0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{commits, ends_transaction, keeps_session, needs_none};
+    use crate::pg::lexer::split;
+
+    fn alone(sql: &str, server_version: i32) -> bool {
+        needs_none(&split(sql).expect("lexes")[0], server_version)
+    }
+
+    #[test]
+    fn statements_that_stand_alone_are_recognised() {
+        for sql in [
+            "CREATE INDEX CONCURRENTLY a ON t (b)",
+            "create /* x */ unique index\nconcurrently if not exists a on t (b)",
+            "drop index concurrently a",
+            "reindex schema s",
+            "reindex (verbose) database d",
+            "reindex verbose system d",
+            "reindex table concurrently t",
+            "reindex (concurrently) index i",
+            "reindex (verbose, concurrently true) index i",
+            "vacuum",
+            "vacuum (analyze) t",
+            "cluster",
+            "cluster verbose",
+            "create database d",
+            "drop tablespace t",
+            "create subscription s connection '' publication p",
+            "alter system set a = 1",
+            "alter table a.t detach partition p concurrently",
+            "alter database d set tablespace t",
+            "discard all",
+        ] {
+            assert!(alone(sql, 150_000), "{sql}");
+        }
+    }
+
+    #[test]
+    fn statements_that_only_look_like_them_are_not() {
+        for sql in [
+            "create index concurrently_a on t (b)",
+            "create table vacuum (id int)",
+            "insert into t values ('vacuum')",
+            "reindex table t",
+            "reindex (concurrently false) table t",
+            "refresh materialized view concurrently v",
+            "cluster t using i",
+            "alter table t detach partition p",
+            "alter table t detach partition p finalize",
+            "alter database d set a = 1",
+            "alter type e add value 'x'",
+            "discard plans",
+            "select 1",
+        ] {
+            assert!(!alone(sql, 150_000), "{sql}");
+        }
+        assert!(alone("alter type s.e add value if not exists 'x'", 110_000));
+    }
+
+    #[test]
+    fn only_plain_definitions_leave_the_session_alone() {
+        let keeps = |sql: &str| keeps_session(&split(sql).expect("lexes")[0]);
+        for sql in [
+            "create table t (id int default f())",
+            "create unique index i on t (a)",
+            "comment on table t is 'x'",
+            "drop table t",
+        ] {
+            assert!(keeps(sql), "{sql}");
+        }
+        for sql in [
+            "create table t as select f()",
+            "set role a",
+            "insert into t select f()",
+            "alter table t add a int default f()",
+            "create function f() returns int language sql as 'select 1'",
+            "create schema s",
+            "do $$ begin set role a; end $$",
+            "reset all",
+        ] {
+            assert!(!keeps(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn ends_of_transactions_are_recognised() {
+        let ends = |sql: &str| ends_transaction(&split(sql).expect("lexes")[0]);
+        for sql in [
+            "commit",
+            "END",
+            "rollback work",
+            "abort",
+            "commit and no chain",
+            "prepare transaction 'x'",
+        ] {
+            assert!(ends(sql), "{sql}");
+        }
+        for sql in
+            ["rollback to a", "commit and chain", "begin", "rollback prepared 'x'", "select 1"]
+        {
+            assert!(!ends(sql), "{sql}");
+        }
+        assert!(commits(&split("commit and chain").expect("lexes")[0]));
+        assert!(!commits(&split("rollback").expect("lexes")[0]));
+    }
+}

@@ -1,0 +1,136 @@
+//! How a source's tables are cut into jobs. Pure.
+//!
+//! A large table is read by ranges of blocks whose borders depend on the block numbers only: what did
+//! not change since last week gives the same chunk, and its upload is skipped. Small tables go
+//! together into one stored object.
+
+use super::catalog::{LargeObjectRef, Relation};
+
+/// What one worker does at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Rows of one table, by index: all, or those in blocks `from..to`.
+    Rows { table: usize, range: Option<Range> },
+    /// All rows of several small tables.
+    Small { tables: Vec<usize> },
+    /// Large objects, by index.
+    LargeObjects { objects: std::ops::Range<usize> },
+}
+
+/// Blocks `from..to`; the last range of a table has no end, for what was appended meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub from: u32,
+    pub to: Option<u32>,
+}
+
+/// A table up to this size (with its TOAST table) shares an object with others: some thousand rows.
+const SMALL_BYTES: u64 = 256 * 1024;
+
+/// Tables in one object: more would keep the other workers idle.
+const SMALL_TABLES: usize = 64;
+
+/// Large objects in one job, for the same reason.
+const LARGE_OBJECTS: usize = 256;
+
+/// Ranges of `ctid` are scanned by range from this version on; before, each would read the table.
+const TID_RANGE_SCAN: i32 = 140_000;
+
+const BLOCK_BYTES: u64 = 8192;
+
+/// The jobs of a snapshot, largest first.
+pub(super) fn jobs(
+    tables: &[Relation],
+    large_objects: &[LargeObjectRef],
+    chunk_bytes: u64,
+    version_num: i32,
+) -> Vec<Job> {
+    let mut jobs: Vec<(u64, Job)> = Vec::new();
+    let mut small: (u64, Vec<usize>) = (0, Vec::new());
+    for (at, table) in tables.iter().enumerate().filter(|(_, table)| table.plain) {
+        if table.bytes <= SMALL_BYTES {
+            if small.1.len() >= SMALL_TABLES || small.0 + table.bytes > chunk_bytes {
+                let (bytes, tables) = std::mem::take(&mut small);
+                jobs.push((bytes, Job::Small { tables }));
+            }
+            small.0 += table.bytes;
+            small.1.push(at);
+            continue;
+        }
+        for range in ranges(table, chunk_bytes, version_num) {
+            jobs.push((table.bytes, Job::Rows { table: at, range }));
+        }
+    }
+    if !small.1.is_empty() {
+        jobs.push((small.0, Job::Small { tables: small.1 }));
+    }
+    // Stable, so the ranges of a table stay in order.
+    jobs.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let mut jobs: Vec<Job> = jobs.into_iter().map(|(_, job)| job).collect();
+    let mut first = 0;
+    while first < large_objects.len() {
+        let next = large_objects.len().min(first + LARGE_OBJECTS);
+        jobs.push(Job::LargeObjects { objects: first..next });
+        first = next;
+    }
+    jobs
+}
+
+fn ranges(table: &Relation, chunk_bytes: u64, version_num: i32) -> Vec<Option<Range>> {
+    let step = u32::try_from(chunk_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(16);
+    let splits = table.heap && table.extension.is_none() && version_num >= TID_RANGE_SCAN;
+    if !splits || table.blocks <= step {
+        return vec![None];
+    }
+    let mut ranges = Vec::new();
+    let mut from = 0;
+    while from < table.blocks {
+        let next = from.saturating_add(step);
+        let to = (next < table.blocks).then_some(next);
+        ranges.push(Some(Range { from, to }));
+        from = next;
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Job, Range, Relation, jobs};
+    use crate::snapshot::manifest::QualifiedName;
+
+    fn table(blocks: u32) -> Relation {
+        Relation {
+            oid: 1,
+            name: QualifiedName { schema: "s".to_owned(), name: "t".to_owned() },
+            plain: true,
+            columns: Vec::new(),
+            blocks,
+            bytes: u64::from(blocks) * 8192,
+            heap: true,
+            unlogged: false,
+            readable: true,
+            row_security: false,
+            through_root: None,
+            extension: None,
+        }
+    }
+
+    #[test]
+    fn the_borders_of_ranges_do_not_move_when_a_table_grows() {
+        let ranges = |blocks| jobs(&[table(blocks)], &[], 1024 * 1024, 150_000);
+        let Job::Rows { range: Some(first), .. } = &ranges(300)[0] else { panic!("not split") };
+        assert_eq!(*first, Range { from: 0, to: Some(128) });
+        assert_eq!(ranges(300)[..2], ranges(900)[..2]);
+        let last = Job::Rows { table: 0, range: Some(Range { from: 256, to: None }) };
+        assert_eq!(ranges(300)[2], last);
+    }
+
+    #[test]
+    fn an_old_server_reads_whole_tables_and_small_ones_go_together() {
+        let tables = [table(1000), table(1), table(2)];
+        assert_eq!(
+            jobs(&tables, &[], 1024 * 1024, 130_000),
+            [Job::Rows { table: 0, range: None }, Job::Small { tables: vec![1, 2] }]
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! The schema archive through `pg_restore`, and which of its errors do not count.
+//!
+//! `pg_restore` runs on past errors and says so only in words; each error is taken out of those words
+//! and judged. Entries of the archive that a copy must not have (subscriptions, publications,
+//! accounts on foreign servers) are taken out of its table of contents.
+
+use bytes::Bytes;
+
+use super::load::Error;
+use crate::config::Owners;
+use crate::context::Context;
+use crate::pg::Target;
+use crate::pg::tools::{Call, Tools};
+
+/// A part of an archive, before or after the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    PreData,
+    PostData,
+}
+
+impl Section {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::PreData => "pre-data",
+            Self::PostData => "post-data",
+        }
+    }
+}
+
+impl std::fmt::Display for Section {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::PreData => "tables and functions",
+            Self::PostData => "indexes and constraints",
+        })
+    }
+}
+
+/// One statement of the archive that the server refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The server's message.
+    pub message: String,
+    /// The statement's first line.
+    pub command: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (in `{}`)", self.message, self.command)
+    }
+}
+
+/// Kinds of entries that let a copy act on what the source acts on.
+const ACTING: [&str; 4] = ["USER MAPPING", "SUBSCRIPTION TABLE", "SUBSCRIPTION", "PUBLICATION"];
+
+/// The archive's table of contents as `pg_restore --use-list` takes it.
+pub(super) struct List {
+    text: Bytes,
+    /// Entries taken out, in words.
+    pub left_out: Vec<String>,
+}
+
+/// How one archive is restored.
+pub(super) struct Restore<'a> {
+    pub ctx: &'a Context,
+    pub tools: &'a Tools,
+    pub target: &'a Target,
+    /// Makes everything.
+    pub role: &'a str,
+    pub owners: Owners,
+    pub jobs: usize,
+    pub archive: &'a Bytes,
+}
+
+impl Restore<'_> {
+    /// The table of contents without what a copy must not have, nor the schemas in `made` that are
+    /// there already.
+    pub(super) async fn list(&self, made: &[String]) -> Result<List, Error> {
+        let call = Call {
+            program: "pg_restore",
+            args: vec!["--list".to_owned()],
+            target: None,
+            stdin: Some(self.archive.clone()),
+            input_file: None,
+        };
+        let output = self.tools.run(self.ctx, call).await?;
+        if output.status != 0 {
+            let reason = output.stderr.trim().to_owned();
+            return Err(Error::Restore { section: Section::PreData, reason });
+        }
+        Ok(filter(&output.stdout, made))
+    }
+
+    /// The statements for entries of `kinds`, as a script; nothing is run.
+    pub(super) async fn script(&self, list: &List, kinds: &[&str]) -> Result<Vec<u8>, Error> {
+        let mut args = vec!["--file=-".to_owned(), "--use-list=/dev/stdin".to_owned()];
+        args.extend(["--no-owner", "--no-privileges", "--no-tablespaces"].map(str::to_owned));
+        let call = Call {
+            program: "pg_restore",
+            args,
+            target: None,
+            stdin: Some(list.of_kinds(kinds, true).text),
+            input_file: Some(self.archive.clone()),
+        };
+        let output = self.tools.run(self.ctx, call).await?;
+        if output.status != 0 {
+            let reason = output.stderr.trim().to_owned();
+            return Err(Error::Restore { section: Section::PostData, reason });
+        }
+        Ok(output.stdout)
+    }
+
+    /// Restores one section; returns the statements that the server refused.
+    pub(super) async fn run(&self, section: Section, list: &List) -> Result<Vec<Refusal>, Error> {
+        let mut args = vec![
+            format!("--section={}", section.as_str()),
+            format!("--role={}", self.role),
+            "--no-publications".to_owned(),
+            "--no-subscriptions".to_owned(),
+            "--no-security-labels".to_owned(),
+            "--no-tablespaces".to_owned(),
+        ];
+        match self.owners {
+            Owners::Local => {
+                args.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
+            }
+            Owners::Keep => {}
+        }
+        if section == Section::PostData && self.jobs > 1 {
+            args.push(format!("--jobs={}", self.jobs));
+        }
+        // Parallel work wants the archive as a file; the list then comes by the standard input.
+        args.push("--use-list=/dev/stdin".to_owned());
+        let call = Call {
+            program: "pg_restore",
+            args,
+            target: Some(self.target),
+            stdin: Some(list.text.clone()),
+            input_file: Some(self.archive.clone()),
+        };
+        let output = self.tools.run(self.ctx, call).await?;
+        let refused = refusals(&output.stderr);
+        if output.status != 0 && refused.is_empty() {
+            let reason = output.stderr.trim().to_owned();
+            return Err(Error::Restore { section, reason });
+        }
+        Ok(refused)
+    }
+}
+
+impl List {
+    /// The entries that are of `kinds`, or those that are not.
+    pub(super) fn of_kinds(&self, kinds: &[&str], wanted: bool) -> Self {
+        let mut text = Vec::with_capacity(self.text.len());
+        for line in self.text.split_inclusive(|byte| *byte == b'\n') {
+            let words = String::from_utf8_lossy(line);
+            let is_one =
+                entry(&words).is_some_and(|entry| kinds.iter().any(|kind| starts(entry, kind)));
+            if is_one == wanted {
+                text.extend_from_slice(line);
+            }
+        }
+        Self { text: Bytes::from(text), left_out: Vec::new() }
+    }
+}
+
+fn filter(list: &[u8], made: &[String]) -> List {
+    let mut left_out = Vec::new();
+    let mut text = Vec::with_capacity(list.len());
+    for line in list.split_inclusive(|byte| *byte == b'\n') {
+        let words = String::from_utf8_lossy(line);
+        let entry = entry(&words);
+        let acts = entry.is_some_and(|entry| ACTING.iter().any(|kind| starts(entry, kind)));
+        if acts {
+            left_out.extend(entry.map(|entry| entry.trim().to_lowercase()));
+            continue;
+        }
+        let is_made = entry.is_some_and(|entry| {
+            made.iter().any(|schema| starts(entry, &format!("SCHEMA - {schema}")))
+        });
+        if !is_made {
+            text.extend_from_slice(line);
+        }
+    }
+    List { text: Bytes::from(text), left_out }
+}
+
+/// The kind, schema, name and owner of a line of the list: what stands after its three numbers.
+fn entry(line: &str) -> Option<&str> {
+    let (id, rest) = line.split_once("; ")?;
+    id.parse::<u64>().ok()?;
+    let mut words = rest.splitn(3, ' ');
+    words.next()?.parse::<u64>().ok()?;
+    words.next()?.parse::<u64>().ok()?;
+    words.next()
+}
+
+fn starts(entry: &str, kind: &str) -> bool {
+    entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with([' ', '\n']))
+}
+
+/// The errors in what `pg_restore` wrote: a message, then `Command was:` and the statement.
+fn refusals(stderr: &str) -> Vec<Refusal> {
+    const MARK: &str = "could not execute query: ";
+    const COMMAND: &str = "Command was: ";
+    let mut refused: Vec<Refusal> = Vec::new();
+    for line in stderr.lines() {
+        if let Some((_, message)) = line.split_once(MARK) {
+            let message = message.split_once(":  ").map_or(message, |(_, message)| message);
+            refused.push(Refusal { message: message.to_owned(), command: String::new() });
+        } else if let Some(command) = line.strip_prefix(COMMAND)
+            && let Some(last) = refused.last_mut().filter(|last| last.command.is_empty())
+        {
+            command.clone_into(&mut last.command);
+        }
+    }
+    refused
+}
+
+/// The one list of errors that do not count, with the reason for each.
+pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> bool {
+    let Refusal { message, command } = refusal;
+    // A newer pg_dump sets what an older server does not know; nothing depends on it.
+    (command.starts_with("SET ") && message.starts_with("unrecognized configuration parameter"))
+        // Extensions belong to the superuser here; their comments are the extension's own.
+        || (command.starts_with("COMMENT ON EXTENSION ") && message.starts_with("must be owner of"))
+        // Left out because the configuration says so.
+        || ignored_extensions.iter().any(|name| {
+            let names_it = message.contains(&format!("extension \"{name}\""));
+            names_it
+                && (command.starts_with("CREATE EXTENSION ")
+                    || command.starts_with("COMMENT ON EXTENSION "))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Refusal, filter, refusals, tolerated};
+
+    #[test]
+    fn what_would_act_on_production_is_taken_out_of_the_list() {
+        let list = b";\n; Archive created at x\n5; 2615 16390 SCHEMA - ext owner\n\
+            6; 1418 16400 USER MAPPING - USER MAPPING alice SERVER far postgres\n\
+            7; 1259 16391 TABLE public USER MAPPING postgres\n\
+            8; 6104 1 PUBLICATION - p postgres\n9; 2615 16392 SCHEMA - ext2 owner\n";
+        let filtered = filter(list, &["ext".to_owned()]);
+        let text = String::from_utf8_lossy(&filtered.text);
+        assert_eq!(
+            text,
+            ";\n; Archive created at x\n7; 1259 16391 TABLE public USER MAPPING postgres\n\
+             9; 2615 16392 SCHEMA - ext2 owner\n"
+        );
+        assert_eq!(filtered.left_out.len(), 2);
+    }
+
+    #[test]
+    fn each_refused_statement_is_found_and_judged() {
+        let stderr = "pg_restore: while PROCESSING TOC:\n\
+            pg_restore: from TOC entry 9; 0 0 COMMENT EXTENSION hstore\n\
+            pg_restore: error: could not execute query: ERROR:  must be owner of extension hstore\n\
+            Command was: COMMENT ON EXTENSION hstore IS 'x';\n\n\n\
+            pg_restore: error: could not execute query: ERROR:  function f() does not exist\n\
+            LINE 1: create view\n\
+            Command was: CREATE VIEW s.v AS\n SELECT s.f();\n\
+            pg_restore: warning: errors ignored on restore: 2\n";
+        let found = refusals(stderr);
+        assert_eq!(found.len(), 2);
+        assert!(tolerated(&found[0], &[]));
+        assert_eq!(
+            found[1],
+            Refusal {
+                message: "function f() does not exist".to_owned(),
+                command: "CREATE VIEW s.v AS".to_owned()
+            }
+        );
+        assert!(!tolerated(&found[1], &[]));
+    }
+}

@@ -1,0 +1,169 @@
+//! What there is right now: `status`, and `psql` on it.
+
+use std::process::Stdio;
+
+use serde::Serialize;
+
+use crate::connect;
+use crate::context::Context;
+use crate::database::{self, Origin};
+use crate::engine::Server;
+use crate::error::Error;
+use crate::migrate;
+use crate::pg::names::DatabaseName;
+use crate::pg::tools::Tools;
+use crate::pg::{Session, Target};
+
+/// Server, database, schema version, pending scripts, origin.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub environment: String,
+    /// `None`: no server of this project runs and the environment names none.
+    pub server: Option<ServerStatus>,
+    /// `None`: the server has no such database.
+    pub database: Option<DatabaseStatus>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ServerStatus {
+    pub kind: String,
+    pub host: String,
+    pub port: u16,
+    pub version: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DatabaseStatus {
+    pub name: String,
+    pub url: String,
+    pub schema_version: Option<String>,
+    pub pending: Vec<String>,
+    pub size_bytes: i64,
+    /// `None` for a database that seedbed did not make.
+    pub origin: Option<Origin>,
+    pub made_at: Option<String>,
+}
+
+/// Looks; changes nothing.
+///
+/// # Errors
+/// What the files, the engine or the server said.
+pub async fn status(ctx: &Context) -> Result<Status, Error> {
+    let environment = ctx.config.environment.clone();
+    let (server, target) = match connect::running(ctx).await? {
+        Some(server) => {
+            let target = connect::owner(ctx, &server, &ctx.config.database.name);
+            let maintenance = server.admin.clone();
+            (Some((server.kind.as_str().to_owned(), maintenance)), target)
+        }
+        None if ctx.config.database.named => (None, ctx.config.database.target()),
+        None => return Ok(Status { environment, server: None, database: None }),
+    };
+    let (kind, maintenance) = server.unwrap_or_else(|| ("external".to_owned(), target.clone()));
+    let session = match Session::connect(&maintenance).await {
+        Ok(session) => session,
+        Err(error) if error.sqlstate() == Some(NO_SUCH_DATABASE) => {
+            return Ok(Status { environment, server: None, database: None });
+        }
+        // A local server that nobody started is a state, not an error.
+        Err(crate::pg::Error::Connect { .. }) if target.is_loopback() => {
+            return Ok(Status { environment, server: None, database: None });
+        }
+        Err(error) => return Err(Error::Server(error)),
+    };
+    let version = query_text(&session, "show server_version").await?;
+    let found = database::find(&session, &target.database).await?;
+    session.close().await;
+    let server = ServerStatus { kind, host: target.host.clone(), port: target.port, version };
+    let Some(found) = found else {
+        return Ok(Status { environment, server: Some(server), database: None });
+    };
+    let names = DatabaseName::live(&target.database);
+    let scripts = migrate::resolve(ctx, &names, &target.user)?;
+    let session = connect::session(&target).await?;
+    let size = session
+        .query_one("select pg_database_size(current_database())", &[])
+        .await
+        .map_err(|error| Error::Database { what: "measure the database".to_owned(), error })?;
+    session.close().await;
+    let info = migrate::info(ctx, &target, &scripts).await?;
+    Ok(Status {
+        environment,
+        server: Some(server),
+        database: Some(DatabaseStatus {
+            name: found.name,
+            url: target.to_string(),
+            schema_version: info.schema_version.clone(),
+            pending: pending(&info),
+            size_bytes: size.get(0),
+            origin: found.marker.as_ref().and_then(|marker| marker.origin.clone()),
+            made_at: found.marker.map(|marker| marker.made_at),
+        }),
+    })
+}
+
+fn pending(info: &migrate::Info) -> Vec<String> {
+    info.migrations
+        .iter()
+        .filter(|row| row.state == migrate::State::Pending.name())
+        .map(|row| match &row.version {
+            Some(version) => format!("{version} {}", row.description),
+            None => row.description.clone(),
+        })
+        .collect()
+}
+
+const NO_SUCH_DATABASE: &str = "3D000";
+
+/// The server's major version.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn major(session: &Session) -> Result<u32, Error> {
+    let text = query_text(session, "select current_setting('server_version_num')").await?;
+    let number: u32 = text.parse().map_err(|_| Error::Database {
+        what: "read the server's version".to_owned(),
+        error: crate::pg::Error::Protocol { reason: format!("`{text}` is no number") },
+    })?;
+    Ok(number / 10_000)
+}
+
+async fn query_text(session: &Session, sql: &str) -> Result<String, Error> {
+    let row = session
+        .query_one(sql, &[])
+        .await
+        .map_err(|error| Error::Database { what: format!("run `{sql}`"), error })?;
+    Ok(row.get(0))
+}
+
+/// Opens psql on `target`, in this terminal; returns its exit code.
+///
+/// # Errors
+/// When there is no psql, neither here nor with the engine.
+pub async fn psql(
+    ctx: &Context,
+    server: Option<&Server>,
+    target: &Target,
+    arguments: &[String],
+) -> Result<u8, Error> {
+    let found;
+    let tools = match server {
+        Some(server) => &server.tools,
+        None => {
+            let session = connect::session(target).await?;
+            found = Tools::find(ctx, major(&session).await?).await?;
+            session.close().await;
+            &found
+        }
+    };
+    let command = tools.interactive(ctx, "psql", arguments.to_vec(), target).await?;
+    let program = command.program.clone();
+    let mut child = tokio::process::Command::new(&command.program);
+    child.args(&command.args).envs(command.env.iter().map(|(name, value)| (name, value)));
+    child.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let status = child
+        .status()
+        .await
+        .map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}

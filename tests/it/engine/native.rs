@@ -1,0 +1,101 @@
+//! What is special about local binaries: other people's ports, data of another version, folders that
+//! the server's user cannot reach.
+
+use std::os::unix::fs::PermissionsExt;
+
+use seedbed::engine::{Error, Volumes};
+use seedbed::error::Exit;
+
+use super::{Project, native_config, shell};
+use crate::harness::server;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn binaries_that_are_not_there_are_named() {
+    let project = Project::new("[engine]\nkind = \"native\"\nbin_dir = \"/nowhere/bin\"\n");
+    let error = seedbed::engine::choose(&project.context()).await.err().expect("none are there");
+    assert!(matches!(error, Error::NoBinaries { .. }), "{error}");
+    assert!(error.to_string().contains("`/nowhere/bin`"), "{error}");
+    assert_eq!(error.exit(), Exit::Server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_named_port_that_a_foreign_postgres_has_is_an_error() {
+    let port = server().admin.port;
+    let project = Project::new(&format!("{}port = {port}\n", native_config()));
+    let error = project.engine().await.ensure(&project.context()).await.expect_err("it is taken");
+    assert!(matches!(error, Error::PortTaken { .. }), "{error}");
+    assert!(
+        error.to_string().contains("a PostgreSQL server that is not this project's"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_says_its_last_words_at_once() {
+    let project = Project::new(&format!(
+        "{}[engine.settings]\nshared_buffers = \"nonsense\"\n",
+        native_config()
+    ));
+    let error = project.engine().await.ensure(&project.context()).await.expect_err("it dies");
+    let Error::Died { log, .. } = &error else { panic!("{error}") };
+    assert!(log.iter().any(|line| line.contains("shared_buffers")), "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_another_version_is_kept_and_named() {
+    let project = Project::new(&native_config());
+    let ctx = project.context();
+    let engine = project.engine().await;
+    engine.ensure(&ctx).await.expect("starts");
+    engine.stop(&ctx, Volumes::Keep).await.expect("stops");
+    let version = project.dir.join(".seedbed/native/data/PG_VERSION");
+    let right = std::fs::read_to_string(&version).expect("it is there");
+    std::fs::write(&version, "9\n").expect("we are root or the owner");
+    let error = project.engine().await.ensure(&ctx).await.expect_err("other data");
+    assert!(matches!(&error, Error::OtherMajor { holds, .. } if holds == "9"), "{error}");
+    std::fs::write(&version, right).expect("we are root or the owner");
+    engine.ensure(&ctx).await.expect("starts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_left_half_made_is_made_again() {
+    let project = Project::new(&native_config());
+    let data = project.dir.join(".seedbed/native/data");
+    std::fs::create_dir_all(data.join("base")).expect("it is ours");
+    std::fs::write(data.join("PG_VERSION"), "15\n").expect("it is ours");
+    project.engine().await.ensure(&project.context()).await.expect("starts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_the_servers_user_cannot_reach_has_its_data_elsewhere() {
+    if shell("id -u") != "0" {
+        return;
+    }
+    let project = Project::new(&native_config());
+    let closed = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(&project.dir, closed).expect("it is ours");
+    let ctx = project.context();
+    let engine = project.engine().await;
+    engine.ensure(&ctx).await.expect("starts");
+    assert!(project.state().contains("/var/lib/seedbed/"), "{}", project.state());
+    let stopped = engine.stop(&ctx, Volumes::Remove).await.expect("stops");
+    let data = stopped.data_removed.expect("it was removed");
+    assert!(data.starts_with("/var/lib/seedbed/"), "{data}");
+    assert!(!std::path::Path::new(&data).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_initdb_that_fails_says_why_and_leaves_nothing() {
+    let project = Project::new("");
+    let bin = project.dir.join("bin");
+    std::fs::create_dir(&bin).expect("it is ours");
+    let script = "#!/bin/sh\ntest \"$1\" = --version && echo 'initdb (PostgreSQL) 15.1' && exit 0\n\
+                  echo 'no space left' >&2; exit 1\n";
+    std::fs::write(bin.join("initdb"), script).expect("it is ours");
+    let run = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(bin.join("initdb"), run).expect("it is ours");
+    project.configure(&format!("[engine]\nkind = \"native\"\nbin_dir = \"{bin}\"\n"));
+    let error = project.engine().await.ensure(&project.context()).await.expect_err("it fails");
+    assert_eq!(error.to_string(), format!("run `{bin}/initdb`: no space left"));
+    assert!(!project.dir.join(".seedbed/native/data").exists());
+}

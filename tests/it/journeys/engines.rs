@@ -1,0 +1,44 @@
+//! `up` where there is no Docker daemon, and where there is nothing at all.
+
+use super::Project;
+use crate::engine::archive_server;
+use crate::harness::postgres::newest_bin_dir;
+
+#[tokio::test]
+async fn up_without_a_daemon_takes_the_binaries_of_the_machine_and_says_why() {
+    let engine = format!("bin_dir = \"{}\"\n", newest_bin_dir().display());
+    let mut project = Project::on_its_own(&engine).with_snapshot().await;
+    project.sandbox.set("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    let up = project.run(&["up"]).succeeds();
+    let first = up.stderr.lines().next().unwrap_or_default();
+    assert!(first.starts_with("native: PostgreSQL "), "{first}");
+    assert!(
+        first.contains("because reach the Docker daemon at `unix:///nowhere/docker.sock`: "),
+        "{first}"
+    );
+    assert_eq!(project.text("select count(*) from shop.item").await, "5000");
+    let again = project.run(&["up"]).succeeds();
+    assert!(
+        again.stderr.starts_with("native: this project's server is there already\n"),
+        "{}",
+        again.stderr
+    );
+}
+
+#[tokio::test]
+async fn up_with_nothing_installed_downloads_a_server() {
+    let engine = format!(
+        "kind = \"embedded\"\narchive_url = \"{}\"\narchive_version = \"{}\"\n",
+        archive_server::good().template(),
+        archive_server::version()
+    );
+    let project = Project::on_its_own(&engine).with_snapshot().await;
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stdout.contains("(embedded), schema version 2\n"), "{}", up.stdout);
+    assert!(up.stderr.contains("download"), "{}", up.stderr);
+    assert_eq!(project.text("select count(*) from shop.item").await, "5000");
+    // What was downloaded is in the cache: a second project of this machine needs no download.
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    let up = project.run(&["up"]).succeeds();
+    assert!(!up.stderr.contains("download"), "{}", up.stderr);
+}

@@ -1,0 +1,100 @@
+//! Before a merge: `validate --against REVISION` and the versions that `new` gives.
+
+use super::site::Site;
+
+fn git(site: &Site, args: &[&str]) {
+    let identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"];
+    let mut command = site.sandbox.other_command("git");
+    let output = command.args(identity).args(args).output().expect("git is installed");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn commit(site: &Site, message: &str) {
+    git(site, &["add", "-A"]);
+    git(site, &["commit", "-q", "-m", message]);
+}
+
+/// Two versions on `main`, then `feature` begins.
+async fn branched() -> Site {
+    let site = Site::new(&[("V1__a.sql", "select 1;\n"), ("V2__b.sql", "select 2;\n")]).await;
+    git(&site, &["init", "-q", "-b", "main"]);
+    commit(&site, "two");
+    git(&site, &["switch", "-q", "-c", "feature"]);
+    site
+}
+
+#[tokio::test]
+async fn a_branch_that_is_only_ahead_fits() {
+    let site = branched().await;
+    site.sql("V3__c.sql", "select 3;\n");
+    let run = site.run(&["validate", "--against", "main"]).succeeds();
+    assert_eq!(run.stdout, "the scripts fit those of `main`\n");
+}
+
+#[tokio::test]
+async fn what_would_break_after_the_merge_is_named() {
+    let site = branched().await;
+    git(&site, &["switch", "-q", "main"]);
+    site.sql("V3__theirs.sql", "select 33;\n");
+    site.sql("V5__theirs.sql", "select 55;\n");
+    commit(&site, "theirs");
+    git(&site, &["switch", "-q", "feature"]);
+    site.sql("V1__a.sql", "select 1111;\n");
+    site.remove("V2__b.sql");
+    site.sql("V3__ours.sql", "select 3;\n");
+    site.sql("V4__ours.sql", "select 4;\n");
+    site.sql("V6__ours.sql", "select 6;\n");
+    let run = site.run(&["--quiet", "validate", "--against", "main"]).exits(7);
+    assert_eq!(
+        run.stdout,
+        "CHANGED: `sql/V1__a.sql` was changed: write the change into a new script\n\
+         REMOVED: `sql/V2__b.sql` is gone here, and may be applied there\n\
+         COLLISION: version 3 is `sql/V3__ours.sql` here and `sql/V3__theirs.sql` there: rename the one here\n\
+         OUT_OF_ORDER: `sql/V4__ours.sql` comes before version 5, which is there already: give it a higher \
+         one\n"
+    );
+    let json = site.run(&["--json", "--quiet", "validate", "--against", "main"]).exits(7).json();
+    assert_eq!(json["findings"][2]["code"], "COLLISION");
+}
+
+#[tokio::test]
+async fn a_revision_that_is_not_there_is_named() {
+    let site = branched().await;
+    let run = site.run(&["--quiet", "validate", "--against", "origin/none"]).exits(2);
+    assert_eq!(run.stderr, "error: compare with `origin/none`: there is no such revision\n");
+}
+
+#[tokio::test]
+async fn new_goes_above_what_any_branch_has() {
+    let site = branched().await;
+    git(&site, &["switch", "-q", "main"]);
+    site.sql("V007__theirs.sql", "select 7;\n");
+    commit(&site, "theirs");
+    git(&site, &["switch", "-q", "feature"]);
+    let run = site.run(&["--quiet", "new", "add orders"]).succeeds();
+    assert!(run.stdout.ends_with("/sql/V008__add_orders.sql\n"), "{}", run.stdout);
+}
+
+#[tokio::test]
+async fn two_who_ask_at_once_get_two_versions() {
+    let site = Site::new(&[("V1__a.sql", "select 1;\n")]).await;
+    let start = |name: &str| site.sandbox.command(&["new", name]).spawn().expect("was built");
+    let children: Vec<_> = ["one", "two", "three", "four"].map(start).into();
+    for child in children {
+        assert!(child.wait_with_output().expect("ends").status.success());
+    }
+    let states = site.states(&[]);
+    let versions: Vec<&str> = states.iter().filter_map(|state| state.split(' ').next()).collect();
+    assert_eq!(versions, ["1", "2", "3", "4", "5"]);
+}
+
+#[tokio::test]
+async fn a_folder_of_milliseconds_gets_milliseconds() {
+    let site = Site::new(&[("V20240101120000123__a.sql", "select 1;\n")]).await;
+    let run = site.run(&["--quiet", "new", "add orders"]).succeeds();
+    let name = run.stdout.trim().rsplit('/').next().expect("is a path").to_owned();
+    let version = name.strip_prefix('V').and_then(|rest| rest.strip_suffix("__add_orders.sql"));
+    let version = version.expect("is named like the others");
+    assert_eq!(version.len(), 17);
+    assert!(version > "20260101000000000" && version.bytes().all(|byte| byte.is_ascii_digit()));
+}
