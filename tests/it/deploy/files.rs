@@ -171,3 +171,19 @@ fn the_policies_allow_what_the_two_jobs_need_and_no_more() {
         ])
     );
 }
+
+#[test]
+fn the_page_about_rights_shows_the_policies_and_the_role_as_they_are() {
+    let page = text("docs/iam.md");
+    for file in ["deploy/aws/writer-policy.json", "deploy/aws/reader-policy.json"] {
+        let block = format!("```json\n{}\n```", text(file).trim_end());
+        assert!(page.contains(&block), "docs/iam.md does not show {file} as it is");
+    }
+    let statements: Vec<String> = text("deploy/snapshot-role.sql")
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with("--"))
+        .map(str::to_owned)
+        .collect();
+    let block = format!("```sql\n{}\n```", statements.join("\n"));
+    assert!(page.contains(&block), "docs/iam.md does not show the role as it is");
+}
