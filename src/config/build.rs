@@ -40,6 +40,7 @@ pub(crate) fn build(
         seed: SeedConfig { dir: settings.path("seed.dir")?.unwrap_or_default() },
         snapshot: SnapshotConfig {
             jobs: jobs(settings, "snapshot.jobs")?,
+            uploads: jobs(settings, "snapshot.uploads")?.unwrap_or(1),
             compression_level: compression_level(settings)?,
             chunk_bytes: settings.bytes("snapshot.chunk_bytes")?,
             skip_large_objects: settings.flag("snapshot.skip_large_objects")?,

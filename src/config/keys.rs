@@ -144,8 +144,9 @@ pub const KEYS: &[Key] = &[
     key("users.dir", Kind::Path, "users", "folder of accounts and grants"),
     key("seed.dir", Kind::Path, "seed", "folder of seed files"),
     key("snapshot.jobs", Kind::Integer, "", "connections that copy out"),
-    key("snapshot.compression_level", Kind::Integer, "3", "zstd level of chunks"),
-    key("snapshot.chunk_bytes", Kind::Bytes, "16MiB", "plain bytes after which a chunk is closed"),
+    key("snapshot.uploads", Kind::Integer, "8", "chunks compressed and uploaded at once"),
+    key("snapshot.compression_level", Kind::Integer, "2", "zstd level of chunks"),
+    key("snapshot.chunk_bytes", Kind::Bytes, "4MiB", "plain bytes after which a chunk is closed"),
     key(
         "snapshot.skip_large_objects",
         Kind::Flag,

@@ -265,6 +265,8 @@ pub struct SeedConfig {
 pub struct SnapshotConfig {
     /// Connections that copy; `None` is chosen from cores and server.
     pub jobs: Option<usize>,
+    /// Chunks compressed and uploaded at once.
+    pub uploads: usize,
     /// zstd level of chunks.
     pub compression_level: i32,
     /// Plain bytes after which a chunk is closed.

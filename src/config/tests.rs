@@ -80,7 +80,7 @@ fn an_empty_conf_folder_gives_the_defaults() {
     assert_eq!(config.engine.kind, EngineKind::Auto);
     assert_eq!(config.engine.port, None);
     assert_eq!(config.migrate.locations, [project.root.join("sql")]);
-    assert_eq!(config.snapshot.chunk_bytes, 16 << 20);
+    assert_eq!(config.snapshot.chunk_bytes, 4 << 20);
     assert!(
         matches!(&config.store, StoreConfig::Dir(dir) if *dir == project.root.join("seed/snapshots"))
     );

@@ -1,17 +1,18 @@
 //! Rows as stored bytes and back: zstd frames, hashed on both sides, packed into objects.
 //!
-//! Compressing and hashing run in blocking threads, block by block, so that memory depends neither on
-//! the table nor on the chunk. Reading promises that no byte is handed on before the stored hash, the
+//! Compressing and hashing run in blocking threads, a chunk at a time: memory depends on the size of
+//! chunks, never on the table's. Reading promises that no byte is handed on before the stored hash, the
 //! plain size and the plain hash have all been found right.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Chunk;
 
-/// What is handed to a blocking thread at once: large enough that the hop costs nothing.
+/// What is handed to the server or read of a large object at once: large enough that the hop costs
+/// nothing.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
 
 /// 128 MiB, what `zstd` itself accepts without `--long`; frames that want more are refused unread.
@@ -47,147 +48,57 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// One finished zstd frame.
+/// Rows of one owner as they came from the server.
 #[derive(Debug)]
-pub(super) struct Frame {
-    pub stored: Vec<u8>,
-    pub plain_size: u64,
-    pub plain_hash: String,
+pub(super) struct Plain {
+    pub bytes: Vec<u8>,
     pub rows: u64,
 }
 
-struct Encoder {
-    zstd: zstd::stream::write::Encoder<'static, Vec<u8>>,
-    plain: Sha256,
-    plain_size: u64,
+/// One object to be stored, and its chunks in the order in which they went in.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    /// Its name: the hash of its bytes.
+    pub object: String,
+    pub bytes: Bytes,
+    pub chunks: Vec<Chunk>,
 }
 
-impl Encoder {
-    fn new(level: i32) -> std::io::Result<Self> {
-        let zstd = zstd::stream::write::Encoder::new(Vec::new(), level)?;
-        Ok(Self { zstd, plain: Sha256::new(), plain_size: 0 })
-    }
-
-    fn write(&mut self, block: &[u8]) -> std::io::Result<()> {
-        self.plain.update(block);
-        self.plain_size += block.len() as u64;
-        self.zstd.write_all(block)
-    }
-
-    fn finish(self, rows: u64) -> std::io::Result<Frame> {
-        let plain_hash = hex(&self.plain.finalize());
-        Ok(Frame { stored: self.zstd.finish()?, plain_size: self.plain_size, plain_hash, rows })
-    }
+/// Compresses each part as a frame of its own, hashes both sides, and names the whole.
+///
+/// A frame is compressed in one piece: measured on 666 MiB of rows that costs 2.4 s of processor time
+/// instead of 3.1 s by way of a stream, whose window wraps around all the time.
+pub(super) async fn seal(parts: Vec<Plain>, level: i32) -> std::io::Result<Sealed> {
+    let sealed = tokio::task::spawn_blocking(move || seal_now(parts, level)).await;
+    sealed.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
-/// Takes plain bytes and gives a [`Frame`]; the next block is filled while the last is compressed.
-pub(super) struct FrameWriter {
-    level: i32,
-    block: Vec<u8>,
-    plain_size: u64,
-    rows: u64,
-    encoder: Option<tokio::task::JoinHandle<std::io::Result<Encoder>>>,
-}
-
-impl FrameWriter {
-    pub(super) fn new(level: i32) -> Self {
-        Self { level, block: Vec::new(), plain_size: 0, rows: 0, encoder: None }
-    }
-
-    /// Plain bytes taken so far.
-    pub(super) fn plain_size(&self) -> u64 {
-        self.plain_size
-    }
-
-    /// Takes `bytes`, which complete `rows` rows.
-    pub(super) async fn write(&mut self, bytes: &[u8], rows: u64) -> std::io::Result<()> {
-        self.block.extend_from_slice(bytes);
-        self.plain_size += bytes.len() as u64;
-        self.rows += rows;
-        if self.block.len() >= BLOCK_BYTES {
-            self.send_block().await?;
-        }
-        Ok(())
-    }
-
-    /// Ends the frame. The writer is then ready for the next one.
-    pub(super) async fn finish(&mut self) -> std::io::Result<Frame> {
-        self.send_block().await?;
-        let encoder = self.encoder.take().expect("send_block leaves an encoder at work");
-        let rows = std::mem::take(&mut self.rows);
-        self.plain_size = 0;
-        let encoder = joined(encoder.await)?;
-        joined(tokio::task::spawn_blocking(move || encoder.finish(rows)).await)
-    }
-
-    async fn send_block(&mut self) -> std::io::Result<()> {
-        let encoder = match self.encoder.take() {
-            Some(encoder) => Some(joined(encoder.await)?),
-            None => None,
-        };
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK_BYTES));
-        let level = self.level;
-        self.encoder = Some(tokio::task::spawn_blocking(move || {
-            let mut encoder = match encoder {
-                Some(encoder) => encoder,
-                None => Encoder::new(level)?,
-            };
-            encoder.write(&block)?;
-            Ok(encoder)
-        }));
-        Ok(())
-    }
-}
-
-fn joined<T>(result: Result<std::io::Result<T>, tokio::task::JoinError>) -> std::io::Result<T> {
-    result.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-}
-
-/// Frames put one after the other into one object to be stored.
-#[derive(Debug, Default)]
-pub(super) struct Pack {
-    bytes: Vec<u8>,
-    frames: Vec<(usize, Chunk)>,
-}
-
-impl Pack {
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    /// Adds a frame that belongs to `owner`.
-    pub(super) fn push(&mut self, owner: usize, frame: Frame) {
-        let chunk = Chunk {
+fn seal_now(parts: Vec<Plain>, level: i32) -> std::io::Result<Sealed> {
+    let mut bytes = Vec::new();
+    let mut chunks = Vec::with_capacity(parts.len());
+    for Plain { bytes: plain, rows } in parts {
+        let frame = zstd::bulk::compress(&plain, level)?;
+        chunks.push(Chunk {
             object: String::new(),
-            offset: self.bytes.len() as u64,
-            stored_size: frame.stored.len() as u64,
-            plain_size: frame.plain_size,
-            plain_hash: frame.plain_hash,
-            rows: frame.rows,
-        };
-        if self.bytes.is_empty() {
-            self.bytes = frame.stored;
+            offset: bytes.len() as u64,
+            stored_size: frame.len() as u64,
+            plain_size: plain.len() as u64,
+            plain_hash: sha256(&plain),
+            rows,
+        });
+        if bytes.is_empty() {
+            bytes = frame;
         } else {
-            self.bytes.extend_from_slice(&frame.stored);
+            bytes.extend_from_slice(&frame);
         }
-        self.frames.push((owner, chunk));
     }
-
-    /// Names the object by its hash; returns its bytes and its chunks with their owners.
-    pub(super) async fn seal(self) -> std::io::Result<(String, Bytes, Vec<(usize, Chunk)>)> {
-        let Self { bytes, mut frames } = self;
-        let bytes = Bytes::from(bytes);
-        let hashed = bytes.clone();
-        let object = joined(tokio::task::spawn_blocking(move || Ok(sha256(&hashed))).await)?;
-        for (_, chunk) in &mut frames {
-            chunk.object.clone_from(&object);
-        }
-        Ok((object, bytes, frames))
+    // What was reserved for a frame is as large as its rows.
+    bytes.shrink_to_fit();
+    let object = sha256(&bytes);
+    for chunk in &mut chunks {
+        chunk.object.clone_from(&object);
     }
+    Ok(Sealed { object, bytes: Bytes::from(bytes), chunks })
 }
 
 /// The plain bytes of `chunk`, out of the whole stored object that holds it.
@@ -228,17 +139,12 @@ pub(super) fn open_frame(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage>
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, Damage, FrameWriter, Pack, open};
+    use super::{Bytes, Damage, Plain, open, seal};
 
     async fn packed(texts: &[&[u8]]) -> (Bytes, Vec<super::Chunk>) {
-        let mut writer = FrameWriter::new(3);
-        let mut pack = Pack::default();
-        for (at, text) in texts.iter().enumerate() {
-            writer.write(text, 1).await.expect("compress");
-            pack.push(at, writer.finish().await.expect("compress"));
-        }
-        let (_, bytes, frames) = pack.seal().await.expect("hash");
-        (bytes, frames.into_iter().map(|(_, chunk)| chunk).collect())
+        let parts = texts.iter().map(|text| Plain { bytes: text.to_vec(), rows: 1 }).collect();
+        let sealed = seal(parts, 3).await.expect("compress");
+        (sealed.bytes, sealed.chunks)
     }
 
     #[tokio::test]

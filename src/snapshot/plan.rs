@@ -22,6 +22,15 @@ pub(super) enum Job {
 pub(super) struct Range {
     pub from: u32,
     pub to: Option<u32>,
+    /// Blocks in a whole range of this table.
+    pub step: u32,
+}
+
+impl Range {
+    /// Bytes of a whole range's blocks.
+    pub(super) fn bytes(self) -> u64 {
+        u64::from(self.step) * BLOCK_BYTES
+    }
 }
 
 /// A table up to this size (with its TOAST table) shares an object with others: some thousand rows.
@@ -37,6 +46,13 @@ const LARGE_OBJECTS: usize = 256;
 const TID_RANGE_SCAN: i32 = 140_000;
 
 const BLOCK_BYTES: u64 = 8192;
+
+/// A table in more ranges than this has ranges of twice the size, and so on: the manifest names each.
+/// One that grows past such a border is uploaded whole once more.
+const MAX_RANGES: u32 = 4096;
+
+/// Blocks in the largest range, 16 MiB: several are in memory at once.
+const MAX_STEP: u32 = 2048;
 
 /// The jobs of a snapshot, largest first.
 pub(super) fn jobs(
@@ -77,17 +93,20 @@ pub(super) fn jobs(
 }
 
 fn ranges(table: &Relation, chunk_bytes: u64, version_num: i32) -> Vec<Option<Range>> {
-    let step = u32::try_from(chunk_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(16);
+    let mut step = u32::try_from(chunk_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(16);
     let splits = table.heap && table.extension.is_none() && version_num >= TID_RANGE_SCAN;
     if !splits || table.blocks <= step {
         return vec![None];
+    }
+    while step < MAX_STEP && table.blocks / step > MAX_RANGES {
+        step *= 2;
     }
     let mut ranges = Vec::new();
     let mut from = 0;
     while from < table.blocks {
         let next = from.saturating_add(step);
         let to = (next < table.blocks).then_some(next);
-        ranges.push(Some(Range { from, to }));
+        ranges.push(Some(Range { from, to, step }));
         from = next;
     }
     ranges
@@ -119,10 +138,23 @@ mod tests {
     fn the_borders_of_ranges_do_not_move_when_a_table_grows() {
         let ranges = |blocks| jobs(&[table(blocks)], &[], 1024 * 1024, 150_000);
         let Job::Rows { range: Some(first), .. } = &ranges(300)[0] else { panic!("not split") };
-        assert_eq!(*first, Range { from: 0, to: Some(128) });
+        assert_eq!(*first, Range { from: 0, to: Some(128), step: 128 });
         assert_eq!(ranges(300)[..2], ranges(900)[..2]);
-        let last = Job::Rows { table: 0, range: Some(Range { from: 256, to: None }) };
+        let last = Job::Rows { table: 0, range: Some(Range { from: 256, to: None, step: 128 }) };
         assert_eq!(ranges(300)[2], last);
+    }
+
+    #[test]
+    fn the_ranges_of_a_very_large_table_are_larger_but_fit_into_memory() {
+        let count = |blocks| jobs(&[table(blocks)], &[], 4 * 1024 * 1024, 150_000).len();
+        assert_eq!(count(512 * 4096), 4096);
+        assert_eq!(count(512 * 4098), 2049);
+        let Job::Rows { range: Some(last), .. } =
+            jobs(&[table(u32::MAX - 1)], &[], 4 * 1024 * 1024, 150_000).pop().expect("some")
+        else {
+            panic!("not split");
+        };
+        assert_eq!(last.bytes(), 16 * 1024 * 1024);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod leader;
 mod output;
 mod rows;
 mod schema;
+mod storing;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,7 @@ pub use error::Error;
 use assemble::{Parts, assemble};
 use error::doing;
 use leader::Leader;
+use storing::Present;
 
 /// A source that restarts or cancels us (a standby's conflict) is read from the start again, with a
 /// new snapshot; chunks that were stored are found there.
@@ -91,13 +93,17 @@ pub async fn dump(
     options: &DumpOptions,
 ) -> Result<Dumped, crate::error::Error> {
     let started = Instant::now();
+    // What is marked is read first: what a prune marks after that stays for its grace period.
     let marked = ctx
         .until_cancelled(async { marks::read(store).await.map_err(super::Error::Store) })
         .await
         .map(|marks| marks::chunks(&marks))?;
     let mut attempt = 1;
     loop {
-        let run = Run::new(ctx, target, tools, store, options, marked.clone());
+        // Listed for each attempt: it finds what the one before has stored.
+        let listed = async { Present::list(store).await.map_err(super::Error::Store) };
+        let present = ctx.until_cancelled(listed).await?;
+        let run = Run::new(ctx, target, tools, store, options, (marked.clone(), present));
         let work = async { run.all().await.map_err(super::Error::Dump) };
         let result = ctx.until_cancelled(work).await;
         if result.is_err() {
@@ -143,6 +149,9 @@ struct Run<'a> {
     tools: &'a Tools,
     store: &'a Store,
     jobs: usize,
+    uploads: usize,
+    /// For rows that are read and not stored yet.
+    room: tokio::sync::Semaphore,
     level: i32,
     chunk_bytes: u64,
     stall: Duration,
@@ -155,6 +164,7 @@ struct Run<'a> {
     work_done: AtomicU64,
     /// Objects that a run of `prune` may remove before this one publishes: found is not enough.
     marked: BTreeSet<String>,
+    present: Present,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -168,7 +178,7 @@ impl<'a> Run<'a> {
         tools: &'a Tools,
         store: &'a Store,
         options: &DumpOptions,
-        marked: BTreeSet<String>,
+        (marked, present): (BTreeSet<String>, Present),
     ) -> Self {
         let config = &ctx.config.snapshot;
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
@@ -179,6 +189,8 @@ impl<'a> Run<'a> {
             tools,
             store,
             jobs,
+            uploads: config.uploads,
+            room: tokio::sync::Semaphore::new(storing::ROOM_PIECES),
             level: config.compression_level,
             chunk_bytes: config.chunk_bytes.max(BLOCK_BYTES as u64),
             stall: config.stall_timeout,
@@ -189,6 +201,7 @@ impl<'a> Run<'a> {
             reused_objects: AtomicU64::new(0),
             work_done: AtomicU64::new(0),
             marked,
+            present,
         }
     }
 

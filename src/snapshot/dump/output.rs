@@ -1,40 +1,38 @@
 //! Rows as they come from the server, on their way into the store.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::sync::mpsc::Sender;
 
 use super::super::catalog::Relation;
-use super::super::chunk::{BLOCK_BYTES, FrameWriter, Pack};
+use super::super::chunk::{BLOCK_BYTES, Plain};
 use super::super::plan::Range;
 use super::super::source::{self, Snapshot};
-use super::rows::{Done, Owner};
+use super::rows::Owner;
+use super::storing::Unit;
 use super::{Error, Run, doing};
 use crate::pg::{self, Session};
 
-/// Frames of one job on their way into the store.
-pub(super) struct Output<'a, 'r> {
-    pub run: &'r Run<'a>,
-    pub writer: FrameWriter,
-    pub pack: Pack,
-    /// Small things share an object; else each frame is one.
-    pub packing: bool,
-    pub owners: Vec<(Owner, usize)>,
-    pub done: Vec<Done>,
+/// A chunk ends with the row that fills it: room for one is reserved, longer ones make it grow.
+const LONG_ROW: usize = 64 * 1024;
+
+/// The rows of one job on their way into the queue of what is to be stored.
+pub(super) struct Output<'q, 'a, 'r> {
+    run: &'r Run<'a>,
+    queue: &'q Sender<Unit<'r>>,
+    /// Small things share an object; else each chunk is one.
+    packing: bool,
+    rows: Plain,
+    parts: Vec<(Owner, usize, Plain)>,
+    parts_bytes: u64,
 }
 
-impl<'a, 'r> Output<'a, 'r> {
-    pub(super) fn new(run: &'r Run<'a>) -> Self {
-        Self {
-            run,
-            writer: FrameWriter::new(run.level),
-            pack: Pack::default(),
-            packing: false,
-            owners: Vec::new(),
-            done: Vec::new(),
-        }
+impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
+    pub(super) fn new(run: &'r Run<'a>, queue: &'q Sender<Unit<'r>>, packing: bool) -> Self {
+        let rows = Plain { bytes: Vec::new(), rows: 0 };
+        Self { run, queue, packing, rows, parts: Vec::new(), parts_bytes: 0 }
     }
 
     /// Copies the rows of one table, or of a range of its blocks.
@@ -52,6 +50,9 @@ impl<'a, 'r> Output<'a, 'r> {
         let mut rows = std::pin::pin!(rows);
         let mut place = 0;
         let mut whole = true;
+        // Text is rarely longer than the blocks it comes from: then a range is one chunk.
+        let limit = range.map_or(0, Range::bytes).max(self.run.chunk_bytes) as usize;
+        let capacity = if range.is_some() { limit + LONG_ROW } else { 0 };
         // The stream ends only after the server has said how many rows it sent.
         while let Some(row) = next_row(&mut rows, self.run.stall).await {
             let Some(row) = row else {
@@ -59,18 +60,22 @@ impl<'a, 'r> Output<'a, 'r> {
                 return Err(Error::Stalled { what, seconds });
             };
             let row = row.map_err(failed)?;
+            if self.rows.bytes.is_empty() {
+                self.rows.bytes.reserve(capacity);
+            }
             whole = row.last() == Some(&b'\n');
-            self.writer.write(&row, u64::from(whole)).await.map_err(Error::Compress)?;
-            if whole && self.writer.plain_size() >= self.run.chunk_bytes {
-                self.end_frame(owner, place).await?;
+            self.rows.bytes.extend_from_slice(&row);
+            self.rows.rows += u64::from(whole);
+            if whole && self.rows.bytes.len() >= limit {
+                self.end_chunk(owner, place).await;
                 place += 1;
             }
         }
         if !whole {
             return Err(Error::CutShort { table: table.name.to_string() });
         }
-        if self.writer.plain_size() > 0 {
-            self.end_frame(owner, place).await?;
+        if !self.rows.bytes.is_empty() {
+            self.end_chunk(owner, place).await;
         }
         Ok(())
     }
@@ -90,9 +95,9 @@ impl<'a, 'r> Output<'a, 'r> {
             let read = session.query_one(piece_of, &values);
             let row = self.run.soon(format!("read large object {oid}"), read).await?;
             let data: &[u8] = row.get(0);
-            self.writer.write(data, 0).await.map_err(Error::Compress)?;
-            if self.writer.plain_size() >= self.run.chunk_bytes {
-                self.end_frame(owner, place).await?;
+            self.rows.bytes.extend_from_slice(data);
+            if self.rows.bytes.len() as u64 >= self.run.chunk_bytes {
+                self.end_chunk(owner, place).await;
                 place += 1;
             }
             if data.len() < BLOCK_BYTES {
@@ -100,37 +105,29 @@ impl<'a, 'r> Output<'a, 'r> {
             }
             offset += i64::from(piece);
         }
-        if self.writer.plain_size() > 0 {
-            self.end_frame(owner, place).await?;
+        if !self.rows.bytes.is_empty() {
+            self.end_chunk(owner, place).await;
         }
         Ok(())
     }
 
-    pub(super) async fn end_frame(&mut self, owner: Owner, place: usize) -> Result<(), Error> {
-        let frame = self.writer.finish().await.map_err(Error::Compress)?;
-        self.run.plain_bytes.fetch_add(frame.plain_size, Ordering::Relaxed);
-        self.pack.push(self.owners.len(), frame);
-        self.owners.push((owner, place));
-        if !self.packing || self.pack.len() as u64 >= self.run.chunk_bytes {
-            self.flush().await?;
+    async fn end_chunk(&mut self, owner: Owner, place: usize) {
+        let empty = Plain { bytes: Vec::new(), rows: 0 };
+        let rows = std::mem::replace(&mut self.rows, empty);
+        self.parts_bytes += rows.bytes.len() as u64;
+        self.parts.push((owner, place, rows));
+        if !self.packing || self.parts_bytes >= self.run.chunk_bytes {
+            self.flush().await;
         }
-        Ok(())
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), Error> {
-        if self.pack.is_empty() {
-            return Ok(());
+    /// Hands on what is left.
+    pub(super) async fn flush(&mut self) {
+        self.parts_bytes = 0;
+        let parts = std::mem::take(&mut self.parts);
+        if !parts.is_empty() {
+            self.run.send(self.queue, parts).await;
         }
-        for (at, chunk) in self.run.store(std::mem::take(&mut self.pack)).await? {
-            let (owner, place) = self.owners[at];
-            self.done.push(Done { owner, place, chunk });
-        }
-        Ok(())
-    }
-
-    pub(super) async fn finish(mut self) -> Result<Vec<Done>, Error> {
-        self.flush().await?;
-        Ok(self.done)
     }
 }
 
@@ -159,7 +156,7 @@ fn copy_statement(table: &Relation, range: Option<Range>, encoding: &str) -> Str
     };
     let condition = table.extension.as_ref().map_or("", |extension| extension.condition.as_str());
     match range {
-        Some(Range { from, to }) => {
+        Some(Range { from, to, .. }) => {
             let end = to.map_or_else(String::new, |to| format!(" and ctid < '({to},0)'"));
             format!(
                 "copy (select {} from only {name} where ctid >= '({from},0)'{end}) to stdout",

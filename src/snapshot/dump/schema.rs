@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::chunk::{FrameWriter, Pack, sha256};
+use super::super::chunk::{Plain, sha256};
 use super::super::manifest::Chunk;
 use super::super::source::Snapshot;
 use super::{Error, Run};
@@ -38,14 +38,10 @@ impl Run<'_> {
         let script = self
             .tool("pg_restore", vec!["--file=-".to_owned()], None, Some(archive.clone()))
             .await?;
-        let mut writer = FrameWriter::new(self.level);
         let mut chunks = Vec::new();
         let size = usize::try_from(self.chunk_bytes).unwrap_or(usize::MAX);
         for part in archive.chunks(size) {
-            writer.write(part, 0).await.map_err(Error::Compress)?;
-            let mut pack = Pack::default();
-            pack.push(0, writer.finish().await.map_err(Error::Compress)?);
-            chunks.extend(self.store(pack).await?.into_iter().map(|(_, chunk)| chunk));
+            chunks.extend(self.store(Plain { bytes: part.to_vec(), rows: 0 }).await?);
         }
         Ok((chunks, fingerprint(&script)))
     }

@@ -20,8 +20,10 @@ use crate::context::Context;
 use crate::pg::{self, Session};
 use crate::report::{Step, Unit};
 
-/// Chunks of one table fetched ahead of the one being sent.
-const AHEAD: usize = 2;
+/// Chunks of one table fetched ahead of the one being sent: so many that a store some way off is no
+/// slower than the server, if their rows take no more memory than this.
+const AHEAD: usize = 4;
+const AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Extensions whose tables hold jobs that would act by themselves: their rows stay out of a copy.
 const ACTING_EXTENSIONS: [&str; 2] = ["pg_cron", "pgagent"];
@@ -218,9 +220,11 @@ impl Run<'_> {
     ) -> Result<u64, Error> {
         let name = table.qualified_name();
         let total = self.manifest.plain_bytes();
+        let largest = table.chunks.iter().map(|chunk| chunk.plain_size).max().unwrap_or(0);
+        let ahead = (AHEAD_BYTES / largest.max(1)).clamp(1, AHEAD as u64) as usize;
         let blocks = futures_util::stream::iter(&table.chunks)
             .map(|chunk| async move { self.plain(chunk).await })
-            .buffered(AHEAD)
+            .buffered(ahead)
             .flat_map(|plain| {
                 let blocks: Vec<Result<Bytes, Sending>> = match plain {
                     Err(error) => vec![Err(Sending::Fetch(error))],

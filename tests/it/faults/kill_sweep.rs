@@ -72,6 +72,11 @@ fn kill(case: &Case, number: usize, when: When) -> Option<harness::Run> {
 #[tokio::test(flavor = "multi_thread")]
 async fn f01_a_run_killed_at_any_call_to_the_store_leaves_whole_snapshots_only() {
     let case = Case::new().await;
+    // Some more chunks, and so calls to be killed at.
+    case.source
+        .run("insert into item (label, pad) select label, pad from item, (values (1), (2)) twice")
+        .await;
+    case.source_changed().await;
     case.create(None).succeeds();
     let older = case.listed();
     let store = files(&case);
