@@ -40,6 +40,9 @@ pub enum Error {
     /// A check did not hold; its findings were reported already.
     #[error("{0}")]
     CheckFailed(String),
+    /// Less than a snapshot would do only if it were asked for.
+    #[error("{what}{error}")]
+    NoData { what: String, error: Box<Error>, instead: String },
     #[error("{what}: {error}")]
     Database { what: String, error: pg::Error },
     #[error("cannot reach the server: {0}")]
@@ -78,6 +81,7 @@ impl Error {
             Self::CommandLine(_) => Exit::CommandLine,
             Self::Refused { .. } => Exit::Refused,
             Self::CheckFailed(_) => Exit::CheckFailed,
+            Self::NoData { error, .. } => error.exit(),
             Self::Database { error, .. } => pg_exit(error),
             Self::Server(_) | Self::NoServer => Exit::Server,
             Self::File { .. } => Exit::Database,
@@ -103,6 +107,9 @@ impl Error {
             | Self::Database { .. }
             | Self::File { .. } => Vec::new(),
             Self::Refused { hint, .. } => hint.iter().cloned().collect(),
+            Self::NoData { error, instead, .. } => {
+                error.hints().into_iter().take(1).chain([instead.clone()]).collect()
+            }
             Self::Server(error) => {
                 let mut hints = error.hints();
                 hints.push("check with `seedbed doctor`".to_owned());

@@ -355,7 +355,15 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     let wish = Wish { seed: options.seed.clone(), to: None, skip_damaged: options.skip_damaged };
     let built =
         from_first_whole(ctx, &site, &wish, async |source| build(ctx, &site, source, &wish).await);
-    let built = built.await?;
+    let built = built.await.map_err(|error| match error.exit() {
+        // Scripts that run on an empty database prove little, and a wrong store would go unnoticed.
+        crate::error::Exit::NoSnapshot => Error::NoData {
+            what: String::new(),
+            error: Box::new(error),
+            instead: "prove the scripts without data: `seedbed ci --empty`".to_owned(),
+        },
+        _ => error,
+    })?;
     let proof = crate::check::prove(ctx, &site, &built, &options).await;
     if options.keep {
         built.scratch.keep().await?;
@@ -500,6 +508,8 @@ pub(crate) enum Source {
     Nothing,
 }
 
+/// `Seed::Auto` takes the seed files where no snapshot fits, or nothing; but a database that came from a
+/// snapshot is not replaced by less than one without being told.
 async fn choose_source(ctx: &Context, site: &Site, wish: &Wish) -> Result<Source, Error> {
     let files = || {
         let files = seed::files(ctx)?;
@@ -523,7 +533,20 @@ async fn choose_source(ctx: &Context, site: &Site, wish: &Wish) -> Result<Source
         }
         Err(error) if wish.seed == Seed::Auto && error.exit() == crate::error::Exit::NoSnapshot => {
             step.done("none fits");
-            ctx.report.note(format!("{error}; see `seedbed snapshot why`"));
+            let live = database::find(&site.session, &ctx.config.database.name).await?;
+            let origin = live.and_then(|live| live.marker).and_then(|marker| marker.origin);
+            if let Some(Origin::Snapshot { id, .. }) = origin {
+                let what = format!("the database came from snapshot {id}, and ");
+                let instead = "replace it by less: `--seed files` or `--seed none`".to_owned();
+                return Err(Error::NoData { what, error: Box::new(error), instead });
+            }
+            let line = format!("{error}; see `seedbed snapshot why`");
+            match &error {
+                Error::Snapshot(snapshot::Error::NoneFits { newest: None, .. }) => {
+                    ctx.report.note(line);
+                }
+                _ => ctx.report.warn(line),
+            }
             let source = files()?;
             ctx.report.note(match &source {
                 Source::Files(files) => {
@@ -659,9 +682,11 @@ fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Resu
     let mut fingerprint = Fingerprint::new(&site.server);
     fingerprint.add("owner", &ctx.config.database.user);
     fingerprint.add("to", wish.to.as_deref().unwrap_or(""));
-    for script in site.scripts.iter() {
-        fingerprint.add(&script.script, script.checksum.to_le_bytes());
+    for (name, value) in site.scripts.facts(&ctx.config.migrate) {
+        fingerprint.add(&name, value);
     }
+    let restore = &ctx.config.restore;
+    fingerprint.add("restore", format!("{:?} {:?}", restore.owners, restore.ignore_extensions));
     fingerprint.add("accounts", site.accounts.fingerprint_text());
     match source {
         Source::Snapshot { manifest, .. } => fingerprint.add("snapshot", &manifest.id),

@@ -1,7 +1,7 @@
 //! A ready database, frozen under a fingerprint, to be cloned by `reset`.
 //!
-//! The fingerprint covers all that the build depends on: server version, snapshot, scripts, users
-//! files, seed files. A template of another fingerprint is never used, and the newest replaces the
+//! The fingerprint covers all that the build depends on: server version, snapshot, scripts and callbacks
+//! with their settings and placeholders, users files, seed files. A template of another fingerprint is never used, and the newest replaces the
 //! older ones of the same database. Nobody can connect to a template, so it can be cloned any time.
 
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ impl Fingerprint {
     /// Begins with the server: a template is only good on the version that made it.
     pub fn new(server: &Server) -> Self {
         let mut this = Self { hash: Sha256::new() };
-        this.add("format", "1");
+        this.add("format", "2");
         this.add("server", server.version_num.to_string());
         this
     }

@@ -477,7 +477,10 @@ pub enum Snapshot {
 
 #[derive(Debug, Args)]
 pub struct Ci {
-    /// Build on an empty database
+    /// What to build on: latest (default), files, none or a snapshot's id
+    #[arg(long, value_name = "WHAT", conflicts_with = "empty")]
+    pub seed: Option<String>,
+    /// Build on an empty database: `--seed none`
     #[arg(long)]
     pub empty: bool,
     /// Write a JUnit report

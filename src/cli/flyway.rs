@@ -11,7 +11,7 @@ use crate::pg::Target;
 use crate::pg::names::DatabaseName;
 use crate::snapshot::find;
 use crate::store::Store;
-use crate::{connect, guard};
+use crate::{connect, database, guard, lock};
 
 async fn target_and_scripts(ctx: &Context) -> Result<(Target, Scripts), Error> {
     let target = connect::reach(ctx).await?.target;
@@ -283,17 +283,21 @@ pub(super) async fn clean(ctx: &Context) -> Result<Outcome, Error> {
     if ctx.config.migrate.clean_disabled {
         return Err(migrate::Error::CleanDisabled.into());
     }
+    let _lock = lock::project(&ctx.state_dir(), "clean")?;
     let server = connect::reach(ctx).await?.server;
+    let session = connect::session(&target).await?;
+    // Asked last: who may not replace here at all is told that first.
+    let ours = database::replaceable(&session, &target.database).await;
     if !server.is_some_and(|server| server.started_by_us) {
-        let session = connect::session(&target).await?;
         let sql = "select system_identifier::text from pg_catalog.pg_control_system()";
         // An account that may not ask is refused by the guard.
         let row = session.query_one(sql, &[]).await;
         let identifier: String = row.map_or_else(|_| String::new(), |row| row.get(0));
-        session.close().await;
         let sources = find::sources_matching(&Store::open(ctx).await?, &identifier).await?;
         guard::replace_at(ctx, &target, &identifier, &sources, "clean").await?;
     }
+    ours?;
+    session.close().await;
     let done = migrate::clean(ctx, &target, &scripts).await?;
     let lines: Vec<String> = done
         .schemas

@@ -306,7 +306,10 @@ async fn ci(ctx: &Context, options: &args::Ci, quiet_stdout: bool) -> Result<Out
     let proof = journeys::ci(
         ctx,
         CiOptions {
-            seed: if options.empty { Seed::Nothing } else { Seed::Auto },
+            seed: match (options.empty, options.seed.as_deref()) {
+                (true, _) => Seed::Nothing,
+                (false, seed) => Seed::parse(Some(seed.unwrap_or("latest"))),
+            },
             skip_damaged: options.skip_damaged,
             keep: options.keep,
             command: options.command.clone(),

@@ -144,11 +144,22 @@ async fn ci_keeps_its_database_when_asked_and_leaves_the_live_one_alone() {
 }
 
 #[tokio::test]
-async fn ci_without_a_fitting_snapshot_says_that_it_proves_little() {
+async fn ci_without_a_fitting_snapshot_fails_unless_it_is_told_to_go_without() {
     let project = Project::external(elsewhere());
-    let run = project.run(&["ci"]).succeeds();
-    assert!(run.stderr.contains("no snapshot fits this checkout"), "{}", run.stderr);
-    assert!(run.stderr.contains("the database begins empty"), "{}", run.stderr);
-    assert!(run.stdout.contains("data: none: it began empty; schema version 2"), "{}", run.stdout);
+    let run = project.run(&["ci", "--junit", "junit.xml"]).exits(8);
+    assert!(run.stderr.contains("no snapshot fits this checkout: there is none"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("prove the scripts without data: `seedbed ci --empty`"),
+        "{}",
+        run.stderr
+    );
+    assert!(project.sandbox.read("junit.xml").contains("no snapshot fits"));
+    assert_eq!(project.databases().await, [""; 0]);
+    for told in [&["ci", "--empty"] as &[&str], &["ci", "--seed", "none"]] {
+        let run = project.run(told).succeeds();
+        let facts = "data: none: it began empty; schema version 2";
+        assert!(run.stdout.contains(facts), "{}", run.stdout);
+    }
+    project.run(&["ci", "--seed", "files"]).succeeds();
     assert_eq!(project.databases().await, [""; 0]);
 }

@@ -54,6 +54,8 @@ async fn reset_builds_anew_after_whatever_decides_about_the_result_has_changed()
     for (path, text) in [
         ("sql/V3__notes.sql", "create table shop.note (body text);"),
         ("users/later.sql", "GRANT INSERT ON shop.item TO ${reader};"),
+        ("sql/afterMigrate.sql", "insert into shop.note select 'made ready';"),
+        ("sql/V3__notes.sql.conf", "executeInTransaction=false"),
     ] {
         project.sandbox.write(path, text);
         let reset = project.run(&["reset"]).succeeds();
@@ -65,7 +67,38 @@ async fn reset_builds_anew_after_whatever_decides_about_the_result_has_changed()
     let granted =
         format!("select has_table_privilege('{}', 'shop.item', 'insert')", project.reader);
     assert_eq!(project.text(&granted).await, "t");
-    assert_eq!(project.text("select count(*) from shop.note").await, "0");
+    assert_eq!(project.text("select count(*) from shop.note").await, "1");
+    for changed in [
+        &["--set", "flyway.placeholders.other=changed"],
+        &["--set", "flyway.initSql=select 1"],
+        &["--set", "restore.ignore_extensions=nothing"],
+    ] {
+        let reset: Vec<&str> = [&["reset"] as &[&str], changed].concat();
+        let run = project.run(&reset).succeeds();
+        assert!(!run.stderr.contains("clone the frozen template"), "{changed:?}: {}", run.stderr);
+        let run = project.run(&reset).succeeds();
+        assert!(run.stderr.contains("clone the frozen template"), "{changed:?}: {}", run.stderr);
+    }
+}
+
+#[tokio::test]
+async fn reset_never_gives_less_than_a_snapshot_without_being_told() {
+    let project = ready().await;
+    use_it(&project).await;
+    let mine = project.contents().await;
+    let script = "sql/V1__shop.sql";
+    let first = project.sandbox.read(script);
+    project.sandbox.write(script, format!("{first}\n-- another one"));
+    let run = project.run(&["reset"]).exits(8);
+    assert!(run.stderr.contains("the database came from snapshot "), "{}", run.stderr);
+    assert!(run.stderr.contains("and no snapshot fits this checkout"), "{}", run.stderr);
+    assert!(run.stderr.contains("`--seed files` or `--seed none`"), "{}", run.stderr);
+    assert_eq!(project.contents().await, mine);
+    project.run(&["reset", "--seed", "none"]).succeeds();
+    // What was empty may be so again, and it is said.
+    let run = project.run(&["reset", "--json"]).succeeds();
+    let warnings = run.json()["warnings"].to_string();
+    assert!(warnings.contains("no snapshot fits this checkout"), "{warnings}");
 }
 
 #[tokio::test]
