@@ -9,7 +9,7 @@ use super::manifest::{self, Manifest};
 use super::{Error, marks};
 use crate::context::Context;
 use crate::engine::ready;
-use crate::store::{Put, Store};
+use crate::store::{self, Put, Store};
 
 /// S3 takes no longer values in a tag.
 const TAG_VALUE_CHARACTERS: usize = 256;
@@ -17,10 +17,15 @@ const TAG_VALUE_CHARACTERS: usize = 256;
 /// Removing some thousand objects takes a minute.
 const PRUNE_ENDS: Duration = Duration::from_secs(300);
 
+/// A prune that began after a run did may remove what that run found in the store, but not before this
+/// time, half of the shortest grace period, is over.
+const LONG_RUN: Duration = Duration::from_secs(30 * 60);
+
 /// Writes the manifest under its name, which must be new; returns the name.
 ///
 /// # Errors
-/// [`Error::Taken`] when another manifest has the name; what the store said.
+/// [`Error::Taken`] when another manifest has the name, [`Error::ChunksLost`] when the store has not all
+/// that it names; what the store said.
 pub async fn publish(
     ctx: &Context,
     store: &Store,
@@ -31,12 +36,39 @@ pub async fn publish(
         .write()
         .map_err(|error| Error::Manifest { object: name.clone(), error })
         .map(Bytes::from)?;
+    if manifest.duration_ms >= LONG_RUN.as_millis() as u64 {
+        ctx.until_cancelled(whole(store, manifest, &name)).await?;
+    }
     // An answer that was lost is compared in there: `Exists` is somebody else's document.
     if ctx.until_cancelled(store.put_new(&name, document, &tags(manifest))).await? == Put::Exists {
         return Err(Error::Taken { object: name }.into());
     }
     ctx.until_cancelled(unharmed(ctx, store, manifest, &name)).await?;
     Ok(name)
+}
+
+/// Whether every chunk is in the store. What a listing lacks is asked for by name.
+async fn whole(store: &Store, manifest: &Manifest, name: &str) -> Result<(), Error> {
+    let listed: BTreeSet<String> = match store.list("chunks/").await {
+        Ok(entries) => entries.into_iter().map(|entry| entry.name).collect(),
+        Err(store::Error::Denied { .. }) => BTreeSet::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let ours: BTreeSet<String> = manifest.chunks().map(manifest::Chunk::object_name).collect();
+    let mut lost = 0;
+    for object in ours.difference(&listed) {
+        match store.size(object).await {
+            Ok(Some(_)) => {}
+            Ok(None) => lost += 1,
+            // An account that may neither list nor look knows only what it has written itself.
+            Err(store::Error::Denied { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match lost {
+        0 => Ok(()),
+        chunks => Err(Error::ChunksLost { object: name.to_owned(), chunks }),
+    }
 }
 
 /// A run of `prune` that announced its removals before the manifest was there may not have seen it:

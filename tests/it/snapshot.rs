@@ -380,6 +380,26 @@ async fn an_unchanged_source_uploads_next_to_nothing_the_second_time() {
 }
 
 /// The dump is refused with `exit` and these words, and nothing was uploaded.
+#[tokio::test]
+async fn a_run_so_long_that_a_prune_may_have_passed_looks_for_its_chunks_before_it_publishes() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source.run("create table t as select n, md5(n::text) from generate_series(1, 9000) n").await;
+    let project = Project::new(server, "").await;
+    let options = DumpOptions::default();
+    let dumped =
+        dump::dump(&project.ctx, &source.target, &project.tools, &project.store, &options).await;
+    let mut manifest = dumped.expect("it is a plain table").manifest;
+    let chunk = manifest.chunks().last().expect("there are rows").object_name();
+    project.store.delete(&chunk).await.expect("the store is the test's own");
+    manifest.duration_ms = 31 * 60 * 1000;
+    let publish = publish::publish(&project.ctx, &project.store, &manifest).await;
+    let error = publish.expect_err("a chunk is gone");
+    assert_eq!(error.exit() as u8, 10);
+    assert!(error.to_string().contains("1 of its chunks were removed"), "{error}");
+    assert_eq!(project.stored("snapshots").len(), 0);
+}
+
 async fn is_refused(project: &Project, source: &Target, exit: u8, words: &[&str]) {
     let error = project.dump(source).await.expect_err("must be refused");
     let text = error.to_string();
