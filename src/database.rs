@@ -151,6 +151,54 @@ pub struct Locale {
     pub encoding: Option<String>,
     pub collate: Option<String>,
     pub ctype: Option<String>,
+    /// Where it is not the operating system's.
+    pub provider: Option<Provider>,
+}
+
+/// What sorts text instead of the operating system, with the name of its locale.
+#[derive(Debug, Clone)]
+pub enum Provider {
+    /// PostgreSQL 15 and later; rules of one's own from 16 on.
+    Icu { locale: String, rules: Option<String> },
+    /// PostgreSQL 17 and later.
+    Builtin { locale: String },
+}
+
+impl Locale {
+    /// The options of CREATE DATABASE, each with a blank before it.
+    fn options(&self) -> String {
+        let mut options = Vec::new();
+        let mut put = |option: &'static str, value: &Option<String>| {
+            options.extend(value.as_ref().map(|value| (option, value.clone())));
+        };
+        put("encoding", &self.encoding);
+        put("lc_collate", &self.collate);
+        put("lc_ctype", &self.ctype);
+        match &self.provider {
+            None => {}
+            Some(Provider::Icu { locale, rules }) => {
+                put("locale_provider", &Some("icu".to_owned()));
+                put("icu_locale", &Some(locale.clone()));
+                put("icu_rules", rules);
+            }
+            Some(Provider::Builtin { locale }) => {
+                put("locale_provider", &Some("builtin".to_owned()));
+                put("builtin_locale", &Some(locale.clone()));
+            }
+        }
+        options
+            .iter()
+            .map(|(option, value)| format!(" {option} {}", quote::literal(value)))
+            .collect()
+    }
+
+    /// As the server's message would name it.
+    fn name(&self) -> &str {
+        match &self.provider {
+            Some(Provider::Icu { locale, .. } | Provider::Builtin { locale }) => locale,
+            None => self.collate.as_deref().unwrap_or("?"),
+        }
+    }
 }
 
 /// Looks a database up by name.
@@ -224,17 +272,7 @@ impl Scratch {
             quote::ident(&name),
             quote::ident(owner),
         );
-        let mut statement = base.clone();
-        let options = [
-            ("encoding", &locale.encoding),
-            ("lc_collate", &locale.collate),
-            ("lc_ctype", &locale.ctype),
-        ];
-        for (option, value) in options {
-            if let Some(value) = value {
-                statement.push_str(&format!(" {option} {}", quote::literal(value)));
-            }
-        }
+        let statement = format!("{base}{}", locale.options());
         match stoppable(ctx, &guard, &statement).await {
             Ok(()) => {}
             // invalid_parameter_value: no such locale; wrong_object_type covers older servers.
@@ -244,7 +282,7 @@ impl Scratch {
             {
                 ctx.report.warn(format!(
                     "this server has no locale `{}`; text sorts by `C` here",
-                    locale.collate.as_deref().unwrap_or("?"),
+                    locale.name(),
                 ));
                 let encoding = locale.encoding.as_deref().unwrap_or("UTF8");
                 let fallback = format!(

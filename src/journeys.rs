@@ -602,11 +602,7 @@ async fn build(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Resu
     let name = &ctx.config.database.name;
     let owner = site.owner(ctx);
     let locale = match source {
-        Source::Snapshot { manifest, .. } => database::Locale {
-            encoding: Some(manifest.server.encoding.clone()),
-            collate: Some(manifest.server.collate.clone()),
-            ctype: Some(manifest.server.ctype.clone()),
-        },
+        Source::Snapshot { manifest, .. } => snapshot::locale(manifest),
         Source::Files(_) | Source::Nothing => database::Locale::default(),
     };
     let mut scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;

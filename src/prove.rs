@@ -11,12 +11,12 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::config::EngineKind;
 use crate::context::Context;
-use crate::database::{Locale, Scratch};
+use crate::database::Scratch;
 use crate::engine::{self, Server, Volumes};
 use crate::error::Exit;
 use crate::report::Unit;
 use crate::snapshot::manifest::{Manifest, QualifiedName, Table};
-use crate::snapshot::{compare, load};
+use crate::snapshot::{self, compare, load};
 use crate::store::Store;
 
 /// Connections that read the copy; hashing its lines is what takes the time.
@@ -109,11 +109,7 @@ async fn restore(
     if here < needed {
         return Err(Error::OldServer { needed, here }.into());
     }
-    let locale = Locale {
-        encoding: Some(manifest.server.encoding.clone()),
-        collate: Some(manifest.server.collate.clone()),
-        ctype: Some(manifest.server.ctype.clone()),
-    };
+    let locale = snapshot::locale(manifest);
     let owner = server.admin.user.clone();
     let scratch = Scratch::create(ctx, &server, "proof", &owner, &locale).await?;
     load::load(ctx, &scratch.admin(), &owner, &server.tools, store, manifest).await?;

@@ -44,6 +44,8 @@ pub(super) struct LargeObjectRef {
     pub oid: u32,
     pub owner: Option<String>,
     pub acl: Vec<String>,
+    /// The empty list stands there, not none at all.
+    pub revoked: bool,
     pub comment: Option<String>,
     pub readable: bool,
 }
@@ -94,7 +96,9 @@ left join pg_class r on c.relispartition and c.relkind = 'r'
               from pg_partition_ancestors(c.oid) as up(relid)
               join pg_partitioned_table p on p.partrelid = up.relid and p.partstrat = 'h'
               join pg_opclass o on o.oid = any (p.partclass::oid[])
-              where o.opcintype in ('anyenum'::regtype, 'anyarray'::regtype, 'record'::regtype))
+              where o.opcintype in ('anyenum'::regtype, 'anyarray'::regtype, 'record'::regtype,
+                                    'anyrange'::regtype)
+                 or o.opcintype = to_regtype('pg_catalog.anymultirange'))
 left join pg_namespace rn on rn.oid = r.relnamespace
 left join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid
   and d.objsubid = 0 and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
@@ -123,6 +127,7 @@ order by n.nspname collate \"C\", c.relname collate \"C\"";
 /// `has_largeobject_privilege` exists from 18 on; this is what it does.
 const LARGE_OBJECTS: &str = "\
 select m.oid, pg_get_userbyid(m.lomowner)::text, coalesce(m.lomacl::text[], '{}'),
+       coalesce(cardinality(m.lomacl) = 0, false),
        obj_description(m.oid, 'pg_largeobject'),
        current_setting('lo_compat_privileges')::bool
          or pg_has_role(m.lomowner, 'usage')
@@ -223,8 +228,9 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, Error> {
             oid: row.get(0),
             owner: row.get(1),
             acl: row.get(2),
-            comment: row.get(3),
-            readable: row.get(4),
+            revoked: row.get(3),
+            comment: row.get(4),
+            readable: row.get(5),
         })
         .collect();
     let extensions = session

@@ -214,6 +214,9 @@ pub struct LargeObject {
     /// `aclitem`s as text.
     #[serde(default)]
     pub acl: Vec<String>,
+    /// Nobody has any privilege, where an empty `acl` alone means what PostgreSQL gives by default.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoked: bool,
     #[serde(default)]
     pub comment: Option<String>,
     pub bytes: u64,

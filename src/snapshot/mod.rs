@@ -34,6 +34,7 @@ pub use find::{Listed, Wanted, Why, checkout, facts, find, list, show, sources_m
 pub use manifest::Manifest;
 pub use verify::{Verified, verify};
 
+use crate::database::{Locale, Provider};
 use crate::error::Exit;
 use crate::store;
 
@@ -98,6 +99,22 @@ pub enum Error {
     /// Another manifest has the name that was to be ours.
     #[error("publish `{object}`: another snapshot has this name")]
     Taken { object: String },
+}
+
+/// How a database that takes the snapshot's rows is to encode and sort text.
+pub fn locale(manifest: &manifest::Manifest) -> Locale {
+    let server = &manifest.server;
+    let provider = match (server.locale_provider.as_str(), server.locale.clone()) {
+        ("icu", Some(locale)) => Some(Provider::Icu { locale, rules: server.icu_rules.clone() }),
+        ("builtin", Some(locale)) => Some(Provider::Builtin { locale }),
+        _ => None,
+    };
+    Locale {
+        encoding: Some(server.encoding.clone()),
+        collate: Some(server.collate.clone()),
+        ctype: Some(server.ctype.clone()),
+        provider,
+    }
 }
 
 fn newest_reason(store: &str, newest: Option<&(String, String)>) -> String {

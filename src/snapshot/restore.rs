@@ -75,9 +75,8 @@ pub(super) struct Restore<'a> {
 }
 
 impl Restore<'_> {
-    /// The table of contents without what a copy must not have, nor the schemas in `made` that are
-    /// there already.
-    pub(super) async fn list(&self, made: &[String]) -> Result<List, Error> {
+    /// The table of contents without what a copy must not have.
+    pub(super) async fn list(&self) -> Result<List, Error> {
         let call = Call {
             program: "pg_restore",
             args: vec!["--list".to_owned()],
@@ -90,7 +89,7 @@ impl Restore<'_> {
             let reason = output.stderr.trim().to_owned();
             return Err(Error::Restore { section: Section::PreData, reason });
         }
-        Ok(filter(&output.stdout, made))
+        Ok(filter(&output.stdout))
     }
 
     /// The statements for entries of `kinds`, as a script; nothing is run.
@@ -166,7 +165,7 @@ impl List {
     }
 }
 
-fn filter(list: &[u8], made: &[String]) -> List {
+fn filter(list: &[u8]) -> List {
     let mut left_out = Vec::new();
     let mut text = Vec::with_capacity(list.len());
     for line in list.split_inclusive(|byte| *byte == b'\n') {
@@ -177,12 +176,7 @@ fn filter(list: &[u8], made: &[String]) -> List {
             left_out.extend(entry.map(|entry| entry.trim().to_lowercase()));
             continue;
         }
-        let is_made = entry.is_some_and(|entry| {
-            made.iter().any(|schema| starts(entry, &format!("SCHEMA - {schema}")))
-        });
-        if !is_made {
-            text.extend_from_slice(line);
-        }
+        text.extend_from_slice(line);
     }
     List { text: Bytes::from(text), left_out }
 }
@@ -219,6 +213,13 @@ fn refusals(stderr: &str) -> Vec<Refusal> {
     refused
 }
 
+/// Whether a schema is refused because it is one of `made`, which extensions needed before. The list's
+/// lines do not tell where a name ends and its owner begins, so they cannot be taken out there.
+pub(super) fn is_made(refusal: &Refusal, made: &[String]) -> bool {
+    let there = |schema: &String| refusal.message == format!("schema \"{schema}\" already exists");
+    refusal.command.starts_with("CREATE SCHEMA ") && made.iter().any(there)
+}
+
 /// The one list of errors that do not count, with the reason for each.
 pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> bool {
     let Refusal { message, command } = refusal;
@@ -237,15 +238,15 @@ pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> boo
 
 #[cfg(test)]
 mod tests {
-    use super::{Refusal, filter, refusals, tolerated};
+    use super::{Refusal, filter, is_made, refusals, tolerated};
 
     #[test]
     fn what_would_act_on_production_is_taken_out_of_the_list() {
-        let list = b";\n; Archive created at x\n5; 2615 16390 SCHEMA - ext owner\n\
+        let list = b";\n; Archive created at x\n\
             6; 1418 16400 USER MAPPING - USER MAPPING alice SERVER far postgres\n\
             7; 1259 16391 TABLE public USER MAPPING postgres\n\
             8; 6104 1 PUBLICATION - p postgres\n9; 2615 16392 SCHEMA - ext2 owner\n";
-        let filtered = filter(list, &["ext".to_owned()]);
+        let filtered = filter(list);
         let text = String::from_utf8_lossy(&filtered.text);
         assert_eq!(
             text,
@@ -253,6 +254,19 @@ mod tests {
              9; 2615 16392 SCHEMA - ext2 owner\n"
         );
         assert_eq!(filtered.left_out.len(), 2);
+    }
+
+    #[test]
+    fn only_a_schema_that_was_made_before_may_be_there() {
+        let refused = |message: &str, command: &str| Refusal {
+            message: message.to_owned(),
+            command: command.to_owned(),
+        };
+        let made = ["ext".to_owned()];
+        let there = "schema \"ext\" already exists";
+        assert!(is_made(&refused(there, "CREATE SCHEMA ext;"), &made));
+        assert!(!is_made(&refused("schema \"ext 2\" already exists", "CREATE SCHEMA x;"), &made));
+        assert!(!is_made(&refused(there, "CREATE TABLE ext.t ();"), &made));
     }
 
     #[test]

@@ -232,6 +232,18 @@ create table moods (m mood, n int) partition by hash (m);
 create table moods_0 partition of moods for values with (modulus 2, remainder 0);
 create table moods_1 partition of moods for values with (modulus 2, remainder 1);
 insert into moods select (enum_range(null::mood))[1 + n % 3], n from generate_series(1, 300) n;
+create schema "ext 2";
+create table "ext 2".t as select 1 as n;
+create table add (id int primary key, n int);
+create index on add (n);
+create table refers_to_add (a int references add);
+insert into add values (1, 1); insert into refers_to_add values (1);
+create table words (n int, word text);
+insert into words select n, 'word ' || n from generate_series(0, 9) n;
+create function word_of(int) returns text language plpgsql immutable as
+  $$ begin return coalesce((select word from public.words where n = $1 % 10), 'none'); end $$;
+create table computed (n int, word text generated always as (public.word_of(n)) stored);
+insert into computed select n from generate_series(1, 9000) n;
 create table readings (at date, v numeric) partition by range (at);
 create table readings_1 partition of readings for values from ('2026-01-01') to ('2026-07-01');
 create table readings_2 partition of readings for values from ('2026-07-01') to ('2027-01-01') partition by list (v);
@@ -377,6 +389,59 @@ async fn an_unchanged_source_uploads_next_to_nothing_the_second_time() {
     assert_eq!(second.manifest.rows(), 40010);
     assert_eq!(first.manifest.schema_fingerprint, second.manifest.schema_fingerprint);
     assert_eq!(project.stored("snapshots").len(), 2);
+}
+
+#[tokio::test]
+async fn hash_partitions_by_a_range_over_an_enum_go_through_their_root() {
+    // pg_restore fails here: a leaf's rows hash by the enum's object ids, which differ in a copy.
+    let server = harness::server();
+    let source = server.create_database().await;
+    source
+        .run(
+            "create type mood as enum ('sad', 'ok', 'happy');
+             create type mood_range as range (subtype = mood);
+             create table span (s mood_range, n int) partition by hash (s);
+             create table span_0 partition of span for values with (modulus 2, remainder 0);
+             create table span_1 partition of span for values with (modulus 2, remainder 1);
+             insert into span
+             select mood_range('sad', (enum_range(null::mood))[1 + n % 3], '[]'), n
+             from generate_series(1, 90) n",
+        )
+        .await;
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let (copy, owner) = (server.create_database().await, server.create_role("").await);
+    project.load(&dumped, &copy, &owner).await.expect("whole");
+    let rows = "select s, count(*), sum(n) from span group by s order by s";
+    assert_eq!(copy.text(rows).await, source.text(rows).await);
+}
+
+#[tokio::test]
+async fn an_account_that_is_no_superuser_loads_what_it_may_own() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source
+        .run(
+            "create table t as select n from generate_series(1, 50) n;
+             create materialized view m as select count(*) as n from t;",
+        )
+        .await;
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let copy = server.create_database().await;
+    let owner = server.create_role("").await;
+    copy.run(&format!(
+        "alter database {} owner to {owner}; alter schema public owner to {owner}",
+        copy.name(),
+        owner = owner.name
+    ))
+    .await;
+    let target = copy.target_of(&owner);
+    let (store, tools) = (&project.store, &project.tools);
+    load::load(&project.ctx, &target, &owner.name, tools, store, &dumped.manifest)
+        .await
+        .expect("everything is its own");
+    assert_eq!(copy.text("select n from m").await, "50");
 }
 
 /// The dump is refused with `exit` and these words, and nothing was uploaded.
@@ -705,20 +770,24 @@ async fn large_objects_keep_owner_and_privileges_where_owners_are_kept() {
             "select lo_from_bytea(4711, 'large');
              alter large object 4711 owner to {};
              grant select on large object 4711 to {} with grant option;
-             grant select, update on large object 4711 to public",
+             grant select, update on large object 4711 to public;
+             select lo_from_bytea(4712, 'nobody''s');
+             alter large object 4712 owner to {0};
+             revoke all on large object 4712 from {0}",
             owner.name, friend.name
         ))
         .await;
     let privileges =
         "select pg_get_userbyid(lomowner), a.grantee::regrole, a.privilege_type, a.is_grantable
          from pg_largeobject_metadata, aclexplode(lomacl) a order by 1, 2::text, 3";
-    let role = reader(server, "").await;
     let project = Project::new(server, "[restore]\nowners = \"keep\"\n").await;
-    let dumped = project.dump(&source.target_of(&role)).await.expect("readable");
+    let dumped = project.dump(&source.target).await.expect("readable");
     let copy = server.create_database().await;
     let local = server.create_role("").await;
     project.load(&dumped, &copy, &local).await.expect("whole");
     assert_eq!(copy.text(privileges).await, source.text(privileges).await);
+    let revoked = "select oid from pg_largeobject_metadata where cardinality(lomacl) = 0";
+    assert_eq!(copy.text(revoked).await, "4712");
 }
 
 /// Starts pgbouncer before the harness's server, in transaction mode; a target that goes through it.

@@ -52,6 +52,7 @@ pub(super) fn assemble(
             oid: object.oid,
             owner: object.owner.clone(),
             acl: object.acl.clone(),
+            revoked: object.revoked,
             comment: object.comment.clone(),
             bytes: plain(&chunks),
             chunks,

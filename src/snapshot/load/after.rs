@@ -82,8 +82,11 @@ impl Run<'_> {
             if let (Owners::Keep, Some(owner)) = (self.ctx.config.restore.owners, &object.owner) {
                 let owner = quote::ident(owner);
                 sql.push_str(&format!("alter large object {oid} owner to {owner}; "));
-                if !object.acl.is_empty() {
+                if object.revoked || !object.acl.is_empty() {
                     sql.push_str(&format!("revoke all on large object {oid} from {owner}; "));
+                }
+                // An empty array has no dimension, which the server minds.
+                if !object.acl.is_empty() {
                     sql.push_str(&grants(session, oid, &object.acl).await.map_err(failed)?);
                 }
             }
@@ -114,12 +117,19 @@ impl Run<'_> {
     /// Materialised views in the manifest's order; one that reads another through a function fails
     /// first and is tried again. One that reads foreign tables may stay empty: a copy has no account
     /// on their servers. Returns a line for each of these.
-    pub(super) async fn refresh(&self, session: &Session) -> Result<Vec<String>, Error> {
-        // The source's event triggers are in place already and would run.
-        session
-            .batch("set session_replication_role = replica")
-            .await
-            .map_err(doing("refresh views"))?;
+    pub(super) async fn refresh(
+        &self,
+        loader: &Loader,
+        session: &Session,
+    ) -> Result<Vec<String>, Error> {
+        // The source's event triggers are in place already and would run. Only a superuser can have
+        // made them, and only one may say this.
+        if loader.is_superuser() {
+            session
+                .batch("set session_replication_role = replica")
+                .await
+                .map_err(doing("refresh views"))?;
+        }
         let mut views: Vec<&QualifiedName> = self.manifest.materialized_views.iter().collect();
         while !views.is_empty() {
             let mut refused = Vec::new();

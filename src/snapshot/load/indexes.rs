@@ -25,6 +25,8 @@ pub(super) enum Lock {
 pub(super) struct Job {
     pub sql: String,
     pub locks: Vec<(QualifiedName, Lock)>,
+    /// It calls functions, which may read any table: every row has to be in.
+    pub after_all_rows: bool,
     pub kind: Kind,
 }
 
@@ -55,9 +57,15 @@ impl Job {
         let first = Self {
             sql: index.clone(),
             locks: vec![(table.clone(), Lock::Shared)],
+            after_all_rows: self.after_all_rows,
             kind: Kind::Index,
         };
-        let second = Self { sql: constraint.clone(), locks: self.locks.clone(), kind: Kind::Index };
+        let second = Self {
+            sql: constraint.clone(),
+            locks: self.locks.clone(),
+            after_all_rows: self.after_all_rows,
+            kind: Kind::Index,
+        };
         Some((first, second))
     }
 }
@@ -106,34 +114,53 @@ fn job(statement: &Statement<'_>) -> Option<Job> {
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(word));
     if word(0, "create") && (word(1, "index") || word(1, "unique") && word(2, "index")) {
         // `create index concurrently` is nothing that an archive holds; names are never qualified.
-        let on = tokens.iter().position(|token| token.is_word("on")).filter(|at| *at <= 4)?;
-        let table = table(tokens, on + 1)?;
+        let on = if word(1, "unique") { 4 } else { 3 };
+        if !word(on, "on") {
+            return None;
+        }
+        let (table, rest) = table(tokens, on + 1)?;
         let locks = vec![(table, Lock::Shared)];
-        return Some(Job { sql: sql(statement), locks, kind: Kind::Index });
+        let after_all_rows = calls_functions(&tokens[rest..]);
+        return Some(Job { sql: sql(statement), locks, after_all_rows, kind: Kind::Index });
     }
     if !(word(0, "alter") && word(1, "table")) {
         return None;
     }
-    let add = tokens.iter().position(|token| token.is_word("add"))?;
-    if !word(add + 1, "constraint") {
+    let (altered, add) = table(tokens, 2)?;
+    if !(word(add, "add") && word(add + 1, "constraint")) {
         return None;
     }
-    let mut locks = vec![(table(tokens, 2)?, Lock::Exclusive)];
+    let mut locks = vec![(altered, Lock::Exclusive)];
+    let after_all_rows = word(add + 3, "exclude");
     let kind = if word(add + 3, "foreign") {
         let references = tokens.iter().position(|token| token.is_word("references"))?;
-        let other = table(tokens, references + 1)?;
+        let (other, _) = table(tokens, references + 1)?;
         if other != locks[0].0 {
             locks.push((other, Lock::Exclusive));
         }
         Kind::ForeignKey { columns: columns(tokens.get(add + 5..references)?)? }
     } else if word(add + 3, "primary") || word(add + 3, "unique") {
         key(tokens, add).unwrap_or(Kind::Index)
-    } else if word(add + 3, "exclude") {
+    } else if after_all_rows {
         Kind::Index
     } else {
         return None;
     };
-    Some(Job { sql: sql(statement), locks, kind })
+    Some(Job { sql: sql(statement), locks, after_all_rows, kind })
+}
+
+/// Whether more than names stands in what follows the table of an index: an expression, a condition,
+/// or the parameters of an operator class, which nobody misses anything by taking for one.
+fn calls_functions(tokens: &[Token<'_>]) -> bool {
+    let mut depth = 0;
+    tokens.iter().any(|token| {
+        if token.is_punct("(") {
+            depth += 1;
+        } else if token.is_punct(")") {
+            depth -= 1;
+        }
+        depth > 1 || token.is_word("where")
+    })
 }
 
 /// `alter table t add constraint c primary key (a, b)` without anything more, as two statements.
@@ -142,7 +169,7 @@ fn key(tokens: &[Token<'_>], add: usize) -> Option<Kind> {
     let is_primary = tokens.get(add + 3)?.is_word("primary");
     let list = add + if is_primary { 5 } else { 4 };
     let columns = columns(tokens.get(list..)?)?;
-    let table = table(tokens, 2)?;
+    let (table, _) = table(tokens, 2)?;
     let quoted = quote::qualified(&table.schema, &table.name);
     let columns: Vec<String> = columns.iter().map(|column| quote::ident(column)).collect();
     let (name, kind) = (quote::ident(name), if is_primary { "primary key" } else { "unique" });
@@ -170,8 +197,8 @@ fn columns(tokens: &[Token<'_>]) -> Option<Vec<String>> {
         .collect()
 }
 
-/// `[only] schema.table`.
-fn table(tokens: &[Token<'_>], mut at: usize) -> Option<QualifiedName> {
+/// `[only] schema.table`, and the place of what comes after it.
+fn table(tokens: &[Token<'_>], mut at: usize) -> Option<(QualifiedName, usize)> {
     if tokens.get(at)?.is_word("only") {
         at += 1;
     }
@@ -180,7 +207,7 @@ fn table(tokens: &[Token<'_>], mut at: usize) -> Option<QualifiedName> {
         return None;
     }
     let name = tokens.get(at + 2)?.name()?.to_owned();
-    Some(QualifiedName { schema, name })
+    Some((QualifiedName { schema, name }, at + 3))
 }
 
 #[cfg(test)]
@@ -246,6 +273,35 @@ mod tests {
                 "ALTER TABLE ONLY s.t2 ADD CONSTRAINT c CHECK ((a > 0)) NOT VALID",
             ]
         );
+    }
+
+    #[test]
+    fn a_table_may_be_called_as_what_follows_it() {
+        let script = "ALTER TABLE ONLY public.add ADD CONSTRAINT add_pkey PRIMARY KEY (id);\n\
+            CREATE INDEX add ON public.add USING btree (a);\n\
+            ALTER TABLE ONLY public.t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES public.add(id);";
+        let indexes = parse(script).expect("SQL");
+        assert_eq!(indexes.after, [""; 0]);
+        let tables: Vec<&QualifiedName> = indexes.jobs.iter().map(|job| &job.locks[0].0).collect();
+        assert_eq!(tables, [&name("public", "add"), &name("public", "add"), &name("public", "t")]);
+        assert_eq!(indexes.jobs[2].locks[1].0, name("public", "add"));
+    }
+
+    #[test]
+    fn what_calls_functions_waits_for_every_row() {
+        for (statement, waits) in [
+            ("create index i on s.t using btree (a, b desc nulls last)", false),
+            ("create index i on only s.t using btree (a text_pattern_ops) include (b)", false),
+            ("create unique index i on s.t using btree (a) with (fillfactor='70')", false),
+            ("create index i on s.t using btree (lower(a))", true),
+            ("create index i on s.t using btree (((a + 1)))", true),
+            ("create index i on s.t using btree (a) where s.f(a)", true),
+            ("alter table only s.t add constraint e exclude using gist (a with &&)", true),
+            ("alter table only s.t add constraint k primary key (a)", false),
+        ] {
+            let jobs = parse(&format!("{statement};")).expect("SQL").jobs;
+            assert_eq!(jobs[0].after_all_rows, waits, "{statement}");
+        }
     }
 
     #[test]

@@ -156,9 +156,10 @@ impl Run<'_> {
             jobs: self.jobs,
             archive: &archive,
         };
-        let list = restore.list(&made_schemas).await?;
+        let list = restore.list().await?;
         loaded.quarantined.extend(list.left_out.iter().cloned());
-        let refused = restore.run(Section::PreData, &list).await?;
+        let mut refused = restore.run(Section::PreData, &list).await?;
+        refused.retain(|refusal| !restore::is_made(refusal, &made_schemas));
         self.judge(Section::PreData, refused, &mut loaded)?;
         step.done("");
 
@@ -184,7 +185,7 @@ impl Run<'_> {
         step.done("");
 
         let step = report.step("refresh views and statistics");
-        loaded.tolerated.extend(self.refresh(&session).await?);
+        loaded.tolerated.extend(self.refresh(&loader, &session).await?);
         self.settings(&admin).await?;
         self.analyze(&loader, &session).await?;
         session.close().await;

@@ -45,6 +45,10 @@ pub(super) struct Loader {
 const LOADER_PREFIX: &str = "seedbed_load_";
 
 impl Loader {
+    pub fn is_superuser(&self) -> bool {
+        self.ours
+    }
+
     pub async fn make(admin: &Session, target: &Target, owner: &str) -> Result<Self, Error> {
         let failed = || doing("make a role for loading");
         let row = admin

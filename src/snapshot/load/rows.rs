@@ -1,6 +1,7 @@
 //! Rows, by parallel streams: the largest tables first, each chunk fetched ahead of the one that is
 //! being sent; and indexes, by the same workers, as soon as their tables are in.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -84,8 +85,9 @@ impl Run<'_> {
         // Stable: small tables of one object stay together.
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes.max(BLOCK_BYTES as u64)));
         let workers = self.jobs.min(tables.len().max(jobs.len()).max(1));
+        let computed = self.computed(loader).await?;
         let work = Work {
-            schedule: Mutex::new(Schedule::new(tables, jobs)),
+            schedule: Mutex::new(Schedule::new(tables, jobs, &computed)),
             changed: Notify::new(),
             refused: Mutex::default(),
             refusals: Mutex::default(),
@@ -105,6 +107,29 @@ impl Run<'_> {
         }
         work.turn(String::new(), None);
         Ok(work.refusals.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tables with a stored column that is computed by a function or operator of somebody's own, which may
+    /// read other tables.
+    async fn computed(&self, loader: &Loader) -> Result<BTreeSet<QualifiedName>, Error> {
+        let session = self.session(Some(&loader.role)).await?;
+        let rows = session
+            .query(
+                "select distinct n.nspname::text, c.relname::text
+                 from pg_attribute a
+                 join pg_class c on c.oid = a.attrelid
+                 join pg_namespace n on n.oid = c.relnamespace
+                 join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+                 join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid
+                 where a.attgenerated = 's' and d.refobjid >= 16384
+                   and d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass)",
+                &[],
+            )
+            .await
+            .map_err(doing("look for computed columns"))?;
+        session.close().await;
+        let name = |row: &pg::Row| QualifiedName { schema: row.get(0), name: row.get(1) };
+        Ok(rows.iter().map(name).collect())
     }
 
     async fn worker(&self, loader: &Loader, work: &Work<'_>) -> Result<(), Error> {

@@ -35,6 +35,8 @@ const LARGE: u64 = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Schedule<'t> {
     tables: VecDeque<&'t Table>,
+    /// Their rows are computed from others': they come after all of these.
+    late: Vec<&'t Table>,
     /// Refused by the server for now: others may have to be in first.
     refused: Vec<&'t Table>,
     /// Tables that came in since the last time the refused ones were tried.
@@ -55,8 +57,13 @@ pub(super) struct Schedule<'t> {
 
 impl<'t> Schedule<'t> {
     /// `tables` in the order in which they are to be loaded; those that are not among them are
-    /// complete. Jobs on larger tables begin first.
-    pub(super) fn new(tables: Vec<&'t Table>, jobs: Vec<Job>) -> Self {
+    /// complete. Jobs on larger tables begin first. Those in `computed` have columns that may be
+    /// computed from other tables.
+    pub(super) fn new(
+        tables: Vec<&'t Table>,
+        jobs: Vec<Job>,
+        computed: &BTreeSet<QualifiedName>,
+    ) -> Self {
         let bytes: BTreeMap<QualifiedName, u64> =
             tables.iter().map(|table| (table.qualified_name(), table.bytes)).collect();
         let is_large = |job: &Job| {
@@ -78,6 +85,7 @@ impl<'t> Schedule<'t> {
         jobs.sort_by_key(|job| (job.is_foreign_key(), std::cmp::Reverse(weight(job))));
         let mut schedule = Self {
             tables: VecDeque::new(),
+            late: Vec::new(),
             refused: Vec::new(),
             came_in: 0,
             loading: 0,
@@ -100,6 +108,9 @@ impl<'t> Schedule<'t> {
                 *schedule.unbuilt.entry(table.clone()).or_default() += 1;
             }
         }
+        let is_computed = |table: &&Table| computed.contains(&table.qualified_name());
+        let (late, tables): (Vec<_>, Vec<_>) = tables.into_iter().partition(is_computed);
+        schedule.late = late;
         schedule.tables = tables.into();
         schedule
     }
@@ -113,6 +124,10 @@ impl<'t> Schedule<'t> {
         if self.loading == 0 && self.came_in > 0 && !self.refused.is_empty() {
             self.came_in = 0;
             self.tables = std::mem::take(&mut self.refused).into();
+            return self.next();
+        }
+        if self.loading == 0 && !self.late.is_empty() {
+            self.tables = std::mem::take(&mut self.late).into();
             return self.next();
         }
         let ready = self.waiting.iter().copied().find(|at| self.is_ready(*at));
@@ -164,7 +179,8 @@ impl<'t> Schedule<'t> {
 
     /// Whether all rows are in.
     pub(super) fn all_loaded(&self) -> bool {
-        self.tables.is_empty() && self.refused.is_empty() && self.loading == 0
+        let none_waits = self.tables.is_empty() && self.late.is_empty() && self.refused.is_empty();
+        none_waits && self.loading == 0
     }
 
     /// Tables that the server refused to the end.
@@ -174,6 +190,9 @@ impl<'t> Schedule<'t> {
 
     fn is_ready(&self, at: usize) -> bool {
         let job = &self.jobs[at];
+        if job.after_all_rows && !self.all_loaded() {
+            return false;
+        }
         job.locks.iter().all(|(table, lock)| {
             let root = self.roots.get(table).unwrap_or(table);
             let complete = self.incomplete.get(root).is_none_or(|left| *left == 0);
@@ -222,12 +241,12 @@ mod tests {
 
     fn index(of: usize) -> Job {
         let locks = vec![(name(of), Lock::Shared)];
-        Job { sql: "index".to_owned(), locks, kind: Kind::Index }
+        Job { sql: "index".to_owned(), locks, after_all_rows: false, kind: Kind::Index }
     }
 
     fn key(of: usize) -> Job {
         let locks = vec![(name(of), Lock::Exclusive)];
-        Job { sql: "key".to_owned(), locks, kind: Kind::Index }
+        Job { sql: "key".to_owned(), locks, after_all_rows: of % 2 == 1, kind: Kind::Index }
     }
 
     fn foreign(from: usize, to: usize) -> Job {
@@ -235,13 +254,15 @@ mod tests {
         if from != to {
             locks.push((name(to), Lock::Exclusive));
         }
-        Job { sql: "foreign".to_owned(), locks, kind: Kind::ForeignKey { columns: Vec::new() } }
+        let kind = Kind::ForeignKey { columns: Vec::new() };
+        Job { sql: "foreign".to_owned(), locks, after_all_rows: false, kind }
     }
 
     #[test]
     fn an_index_begins_while_another_table_is_loading() {
         let tables = [table(2, None), table(1, None)];
-        let mut schedule = Schedule::new(tables.iter().collect(), vec![index(1), foreign(1, 2)]);
+        let mut schedule =
+            Schedule::new(tables.iter().collect(), vec![index(1), foreign(1, 2)], &BTreeSet::new());
         assert!(matches!(schedule.next(), Next::Table(table) if table.name == "t2"));
         assert!(matches!(schedule.next(), Next::Table(table) if table.name == "t1"));
         assert!(matches!(schedule.next(), Next::Wait));
@@ -264,7 +285,7 @@ mod tests {
             alter table only s.t1 add constraint f foreign key (b) references s.t1(a);";
         let jobs = super::super::indexes::parse(script).expect("SQL").jobs;
         let tables = [large];
-        let mut schedule = Schedule::new(tables.iter().collect(), jobs);
+        let mut schedule = Schedule::new(tables.iter().collect(), jobs, &BTreeSet::new());
         schedule.next();
         schedule.loaded(&tables[0]);
         let (Next::Job(key), Next::Job(index)) = (schedule.next(), schedule.next()) else {
@@ -282,9 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_computed_from_others_come_last_and_indexes_that_call_functions_later() {
+        let tables = [table(2, None), table(1, None)];
+        let mut call = index(1);
+        call.after_all_rows = true;
+        let computed = BTreeSet::from([name(2)]);
+        let mut schedule = Schedule::new(tables.iter().collect(), vec![call, index(1)], &computed);
+        assert!(matches!(schedule.next(), Next::Table(table) if table.name == "t1"));
+        assert!(matches!(schedule.next(), Next::Wait));
+        schedule.loaded(&tables[1]);
+        assert!(matches!(schedule.next(), Next::Table(table) if table.name == "t2"));
+        assert!(matches!(schedule.next(), Next::Job(1)));
+        assert!(matches!(schedule.next(), Next::Wait));
+        schedule.loaded(&tables[0]);
+        assert!(matches!(schedule.next(), Next::Job(0)));
+    }
+
+    #[test]
     fn a_refused_table_is_tried_again_only_after_another_came_in() {
         let tables = [table(2, None), table(1, None)];
-        let mut schedule = Schedule::new(tables.iter().collect(), Vec::new());
+        let mut schedule = Schedule::new(tables.iter().collect(), Vec::new(), &BTreeSet::new());
         schedule.next();
         schedule.refused(&tables[0]);
         schedule.next();
@@ -298,7 +336,7 @@ mod tests {
     #[test]
     fn rows_through_a_root_hold_up_the_indexes_of_all_its_leaves() {
         let tables = [table(1, Some(9)), table(2, Some(9))];
-        let mut schedule = Schedule::new(tables.iter().collect(), vec![index(1)]);
+        let mut schedule = Schedule::new(tables.iter().collect(), vec![index(1)], &BTreeSet::new());
         schedule.next();
         schedule.next();
         schedule.loaded(&tables[0]);
@@ -326,7 +364,7 @@ mod tests {
                 })
                 .collect();
             let count = jobs.len();
-            let mut schedule = Schedule::new(tables.iter().collect(), jobs);
+            let mut schedule = Schedule::new(tables.iter().collect(), jobs, &BTreeSet::new());
             let mut busy: Vec<Next<'_>> = Vec::new();
             let (mut in_place, mut done) = (BTreeSet::new(), BTreeSet::new());
             let mut ends = ends.into_iter();

@@ -284,9 +284,14 @@ pub struct Production {
 impl Production {
     /// `shared` is its `conf/seedbed.toml`: where the store is.
     pub async fn new(shared: &str) -> Self {
+        Self::made_with(shared, "").await
+    }
+
+    /// `options` end the statement that creates the database.
+    pub async fn made_with(shared: &str, options: &str) -> Self {
         let admin = &server().admin;
         let target = admin.with_database(&unique("shop_prod"));
-        run_sql(admin, &format!("create database {}", target.database)).await;
+        run_sql(admin, &format!("create database {} {options}", target.database)).await;
         let mut sandbox = Sandbox::new();
         let word = target.password.as_ref().map_or("", |word| word.expose_secret());
         sandbox.set("PROD_WORD", word);

@@ -269,3 +269,33 @@ async fn a_source_that_was_migrated_by_seedbed_is_only_read_by_up() {
     assert_eq!(query_text(&production.target, writes).await, before);
     production.drop_database().await;
 }
+
+#[tokio::test]
+async fn text_sorts_in_the_copy_as_it_does_in_production() {
+    let dir = tempfile::tempdir().expect("the temporary folder can be written to");
+    let store = format!("[store]\nurl = \"{}\"\n", dir.path().display());
+    let icu = "template template0 locale_provider icu icu_locale 'en-US' encoding 'UTF8'";
+    let production = Production::made_with(&store, icu).await;
+    production
+        .sql(
+            "create table shop.word (word text) partition by range (word);
+             create table shop.word_early partition of shop.word for values from ('a') to ('N');
+             create table shop.word_late partition of shop.word for values from ('N') to ('zz');
+             insert into shop.word values ('apple'), ('Banana'), ('Zebra'), ('zoo'), ('ärger')",
+        )
+        .await;
+    production.run(&["snapshot", "create"]).succeeds();
+    let project = Project::external(elsewhere());
+    project.sandbox.write(
+        "conf/seedbed.toml",
+        format!(
+            "{store}[flyway.placeholders]\nowner = \"{}\"\nreader = \"{}\"\n",
+            project.owner, project.reader
+        ),
+    );
+    project.run(&["up"]).succeeds();
+    let sorted = "select string_agg(word, ' ' order by word) from shop.word";
+    assert_eq!(project.text(sorted).await, "apple ärger Banana Zebra zoo");
+    assert_eq!(query_text(&production.target, sorted).await, "apple ärger Banana Zebra zoo");
+    production.drop_database().await;
+}
