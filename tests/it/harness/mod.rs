@@ -8,6 +8,7 @@
 pub mod container;
 pub mod example;
 pub mod fault_proxy;
+pub mod garage;
 pub mod moto;
 pub mod postgres;
 pub mod s3;
@@ -19,6 +20,7 @@ pub mod watchdog;
 pub use container::container;
 pub use example::example;
 pub use fault_proxy::{Fault, FaultProxy, Gate};
+pub use garage::Garage;
 pub use moto::{Moto, moto};
 pub use postgres::{Server, TestDatabase, server};
 pub use s3::{S3Server, s3};

@@ -92,6 +92,36 @@ async fn a_snapshot_goes_from_production_to_a_developer_by_s3_over_http() {
 }
 
 #[tokio::test]
+async fn a_snapshot_lives_its_whole_life_in_a_full_s3_server() {
+    let Some(garage) = crate::harness::Garage::start() else { return };
+    let section =
+        format!("{}[retention]\nkeep = 1\nwithin = \"1s\"\n", garage.store_section("factory"));
+    let mut production = Production::new(&section).await;
+    for (name, value) in garage.variables() {
+        production.sandbox.set(name, value);
+    }
+    let doctor = production.run(&["doctor"]).succeeds();
+    assert!(doctor.stdout.contains("overwrites although told not to"), "{}", doctor.stdout);
+    production.run(&["snapshot", "create"]).succeeds();
+    let again = production.run(&["snapshot", "create", "--json"]).succeeds().json();
+    // An archive of the schema says when it was made.
+    assert_eq!(again["new_objects"], 1, "{again}");
+    production.run(&["snapshot", "verify"]).succeeds();
+    let before = contents(&production.target).await;
+    let mut project = developer(&section);
+    for (name, value) in garage.variables() {
+        project.sandbox.set(name, value);
+    }
+    std::fs::remove_file(project.sandbox.project().join("sql/V2__purchases.sql")).expect("written");
+    std::fs::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("written");
+    project.run(&["up", "--seed", "latest"]).succeeds();
+    assert_eq!(project.contents().await, before);
+    production.run(&["snapshot", "prune", "--yes"]).succeeds();
+    production.run(&["snapshot", "verify"]).succeeds();
+    production.drop_database().await;
+}
+
+#[tokio::test]
 async fn f40_the_newest_snapshot_whose_whole_history_is_in_the_checkout_is_taken() {
     let store = Folder::new();
     let production = Production::new(&store.section()).await;
