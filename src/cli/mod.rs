@@ -70,12 +70,17 @@ pub fn main() -> ExitCode {
 }
 
 async fn run_with_signals(cli: &Cli, env: Env) -> u8 {
-    let cancel = CancellationToken::new();
-    let signals = watch_signals(cancel.clone());
+    let (cancel, hurry) = (CancellationToken::new(), CancellationToken::new());
+    let signals = watch_signals(cancel.clone(), hurry.clone());
     let look = cli.global.look();
     let color = look.color.on_stderr(&env);
     let reporter = report::reporter(&env, look);
-    let result = dispatch(cli, env, &reporter, cancel).await;
+    let result = tokio::select! {
+        biased;
+        result = dispatch(cli, env, &reporter, cancel) => result,
+        // What was begun is not undone then; the next run does.
+        () = hurry.cancelled() => Err(Error::Interrupted),
+    };
     drop(reporter);
     if let Some(signals) = signals {
         signals.abort();
@@ -142,26 +147,35 @@ async fn dispatch(
     run::command(&ctx, &cli.command, &cli.global).await
 }
 
-/// The first SIGINT or SIGTERM asks for an orderly end; installed before any resource exists.
-fn watch_signals(cancel: CancellationToken) -> Option<tokio::task::JoinHandle<()>> {
+/// The first SIGINT or SIGTERM asks for an orderly end, the second for one at once; installed before any
+/// resource exists.
+fn watch_signals(
+    cancel: CancellationToken,
+    hurry: CancellationToken,
+) -> Option<tokio::task::JoinHandle<()>> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let mut interrupt = signal(SignalKind::interrupt()).ok()?;
         let mut terminate = signal(SignalKind::terminate()).ok()?;
         Some(tokio::spawn(async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+            for token in [cancel, hurry] {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                token.cancel();
             }
-            cancel.cancel();
         }))
     }
     #[cfg(not(unix))]
     {
         Some(tokio::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                cancel.cancel();
+            for token in [cancel, hurry] {
+                if tokio::signal::ctrl_c().await.is_err() {
+                    break;
+                }
+                token.cancel();
             }
         }))
     }

@@ -57,7 +57,16 @@ pub async fn chosen_before(ctx: &Context) -> Result<Option<Engine>, Error> {
     match ctx.config.engine.kind {
         EngineKind::External => {}
         EngineKind::Auto if elsewhere => {}
-        EngineKind::Auto => return Ok(kept(ctx, &state).await?.map(|choice| choice.engine)),
+        EngineKind::Auto => {
+            return match kept(ctx, &state).await? {
+                Some(choice) => Ok(Some(choice.engine)),
+                // A first start that was killed has left its container.
+                None if state.docker.as_ref().is_some_and(|known| !known.volume.is_empty()) => {
+                    Ok(DockerEngine::connect(ctx).await.ok().map(Engine::Docker))
+                }
+                None => Ok(None),
+            };
+        }
         EngineKind::Docker if state.docker.is_some() => {
             return Ok(Some(Engine::Docker(DockerEngine::connect(ctx).await?)));
         }

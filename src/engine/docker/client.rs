@@ -147,7 +147,13 @@ impl Client {
         let docker = tokio::time::timeout(HELLO, docker.negotiate_version())
             .await
             .map_err(|_| unreachable(format!("no answer within {} ms", HELLO.as_millis())))?
-            .map_err(|error| unreachable(cause(&error)))?;
+            .map_err(|error| match cause(&error) {
+                // A connection that is not made in time has no words of its own.
+                reason if reason.trim().is_empty() => {
+                    unreachable(format!("no answer within {} ms", HELLO.as_millis()))
+                }
+                reason => unreachable(reason),
+            })?;
         Ok(Self { docker, host })
     }
 

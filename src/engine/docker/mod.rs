@@ -227,12 +227,29 @@ impl DockerEngine {
         old: Option<Container>,
     ) -> Result<Server, Error> {
         let removed = old.is_some();
+        let was_set_up = state.docker.as_ref().is_some_and(|known| known.provisioned);
         // A container is cheap and its port is fixed when it is made: a new one for every start.
         if let Some(old) = old {
-            self.client.stop(&old.id).await?;
+            if was_set_up || self.is_set_up(&old, image).await? {
+                ready::cancellable(ctx, self.client.stop(&old.id)).await??;
+            }
             self.client.remove(&old.id).await?;
         }
-        self.check_volume(ctx, image).await?;
+        let started = self.start_new(ctx, state, image, removed).await;
+        if started.is_err() && !was_set_up {
+            self.take_back(image).await;
+        }
+        started
+    }
+
+    async fn start_new(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+        removed: bool,
+    ) -> Result<Server, Error> {
+        self.check_volume(image).await?;
         let password = match (&self.password, state.password()) {
             (_, Some(known)) => known,
             (Some(configured), None) => configured.clone(),
@@ -260,6 +277,24 @@ impl DockerEngine {
         state.kind = Some(ServerKind::Docker);
         state::write(ctx, state)?;
         self.connect_to(ctx, state, port).await
+    }
+
+    /// Whether the container's volume holds a cluster that was set up to the end.
+    async fn is_set_up(&self, container: &Container, image: &ServerImage) -> Result<bool, Error> {
+        let marker = format!("{}/{MARKER}", image.data);
+        Ok(self.client.read(&container.id, &marker).await?.is_some())
+    }
+
+    /// Removes what a first start that failed or was interrupted has left: nothing of worth is in it. The
+    /// next one would stop it in vain, since an image that makes its cluster hears no signal. What cannot
+    /// be removed now is by then.
+    async fn take_back(&self, image: &ServerImage) {
+        let Ok(Some(container)) = self.container().await else { return };
+        if matches!(self.is_set_up(&container, image).await, Ok(false))
+            && self.client.remove(&container.id).await.is_ok()
+        {
+            let _ = self.client.remove_volume(&self.name).await;
+        }
     }
 
     /// Makes the container and starts it, on another port where none was named and one is taken.
@@ -297,11 +332,15 @@ impl DockerEngine {
                     }
                     return Ok((port, data));
                 }
-                Err(StartFailure::Other(error)) => {
+                Err(failure) => {
                     self.client.remove(&id).await?;
-                    return Err(error);
+                    if data.first {
+                        self.client.remove_volume(&self.name).await?;
+                    }
+                    if let StartFailure::Other(error) = failure {
+                        return Err(error);
+                    }
                 }
-                Err(StartFailure::Port) => self.client.remove(&id).await?,
             }
         }
         Err(match self.port {
@@ -324,10 +363,8 @@ impl DockerEngine {
     }
 
     /// Refuses a volume that is not ours or holds another major version.
-    async fn check_volume(&self, ctx: &Context, image: &ServerImage) -> Result<(), Error> {
-        let Some(labels) = self.client.volume(&self.name).await? else {
-            return self.create_volume(ctx, image).await;
-        };
+    async fn check_volume(&self, image: &ServerImage) -> Result<(), Error> {
+        let Some(labels) = self.client.volume(&self.name).await? else { return Ok(()) };
         if !self.is_ours(&labels) {
             return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
         }
@@ -361,6 +398,10 @@ impl DockerEngine {
         port: u16,
         password: &SecretString,
     ) -> Result<(String, Data), Error> {
+        // One that is not there yet would be made without our labels.
+        if self.client.volume(&self.name).await?.is_none() {
+            self.create_volume(ctx, image).await?;
+        }
         let id =
             self.client.create(self.recipe_for(ctx, image, port, Data { first: false })).await?;
         let version = self.client.read(&id, &format!("{}/PG_VERSION", image.data)).await?;
@@ -527,7 +568,10 @@ impl DockerEngine {
                 self.checkpoint(&state, container.port).await;
                 stopped.server = Some(format!("container {}", self.name));
             }
-            self.client.stop(&container.id).await?;
+            // One that never was set up hears no signal while it makes its cluster.
+            if state.docker.as_ref().is_some_and(|known| known.provisioned) {
+                ready::cancellable(ctx, self.client.stop(&container.id)).await??;
+            }
             self.client.remove(&container.id).await?;
             step.done("");
         }

@@ -273,6 +273,77 @@ async fn a_first_start_that_is_killed_is_made_again() {
     session.batch("create database works").await.expect("creates");
 }
 
+/// Waits until the container's image is making its cluster.
+fn until_a_cluster_is_made(name: &str) {
+    let wait = "until test -e /var/lib/postgresql/data/base; do :; done";
+    shell(&format!(
+        "i=0; until docker exec {name} timeout 20 sh -c '{wait}' 2>/dev/null; do \
+         i=$((i+1)); test $i -lt 400 || exit 1; sleep 0.05; done"
+    ));
+}
+
+fn volume_of(name: &str) -> String {
+    shell(&format!("docker volume ls --quiet --filter name={name}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_that_is_interrupted_leaves_nothing_behind() {
+    if !docker_is_here() {
+        return;
+    }
+    let project = Project::new(DOCKER);
+    let name = name_of(&project);
+    let context = project.context();
+    let interrupter = std::thread::spawn({
+        let (name, cancel) = (name.clone(), context.cancel.clone());
+        move || {
+            until_a_cluster_is_made(&name);
+            cancel.cancel();
+        }
+    });
+    let result = project.engine().await.ensure(&context).await;
+    interrupter.join().expect("it was interrupted");
+    assert!(matches!(result, Err(Error::Interrupted)), "{:?}", result.err());
+    assert_eq!((container_of(&project), volume_of(&name)), (String::new(), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_first_start_left_is_removed_at_once() {
+    if !docker_is_here() {
+        return;
+    }
+    for then in ["start", "stop"] {
+        let project = Project::new(DOCKER);
+        let name = name_of(&project);
+        let (making, made) = tokio::sync::oneshot::channel();
+        let watcher = std::thread::spawn({
+            let name = name.clone();
+            move || {
+                until_a_cluster_is_made(&name);
+                let _ = making.send(());
+            }
+        });
+        let context = project.context();
+        let engine = project.engine().await;
+        // Dropped where it stands, as a process that is killed drops it.
+        tokio::select! {
+            _ = engine.ensure(&context) => {}
+            _ = made => {}
+        }
+        watcher.join().expect("it saw the cluster");
+        assert_ne!(container_of(&project), "", "a killed process removes nothing");
+        if then == "start" {
+            project.engine().await.ensure(&project.context()).await.expect("starts");
+        } else {
+            let engine = seedbed::engine::chosen_before(&project.context()).await.expect("asked");
+            let stop = engine.expect("it is found").stop(&project.context(), Volumes::Remove).await;
+            assert!(stop.expect("removed").data_removed.is_some());
+            let left = (container_of(&project), volume_of(&name));
+            assert_eq!(left, (String::new(), String::new()));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_dies_says_its_last_words_at_once() {
     if !docker_is_here() {
