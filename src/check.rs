@@ -1,7 +1,7 @@
 //! What `ci` proves on a built database.
 
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 
@@ -13,6 +13,9 @@ use crate::migrate;
 use crate::pg::Target;
 use crate::pg::names::DatabaseName;
 use crate::report::{Check, format};
+
+/// Tests that are told to end write their reports first.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Tries everything that must hold once the checkout's scripts have run, then the team's own tests.
 ///
@@ -145,6 +148,9 @@ async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Res
         .env("PGUSER", &target.user)
         .stdin(Stdio::null())
         .kill_on_drop(true);
+    // With whatever it starts itself, so that all of it can be ended.
+    #[cfg(unix)]
+    child.process_group(0);
     if options.quiet_stdout {
         // Standard output carries one JSON document; what the command prints goes beside it.
         child.stdout(std::io::stderr());
@@ -156,7 +162,10 @@ async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Res
         child.spawn().map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;
     let status = tokio::select! {
         biased;
-        () = ctx.cancel.cancelled() => return Err(Error::Interrupted),
+        () = ctx.cancel.cancelled() => {
+            end(&mut child).await;
+            return Err(Error::Interrupted);
+        }
         status = child.wait() => status,
     };
     let status = status.map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;
@@ -167,6 +176,23 @@ async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Res
     #[cfg(not(unix))]
     let by_signal = None;
     Ok(status.code().or(by_signal).unwrap_or(1))
+}
+
+/// Ends the command and what it has started: asked first, killed after [`GRACE`].
+async fn end(child: &mut tokio::process::Child) {
+    #[cfg(unix)]
+    {
+        use nix::sys::signal::{Signal, killpg};
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).map(nix::unistd::Pid::from_raw);
+        if let Some(group) = id {
+            // That it is gone already is what is wanted.
+            let _ = killpg(group, Signal::SIGTERM);
+            let _ = tokio::time::timeout(GRACE, child.wait()).await;
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+    // Dropped, it is killed where that has not been done yet.
+    let _ = child.start_kill();
 }
 
 fn millis(started: Instant) -> u64 {

@@ -1,5 +1,11 @@
 //! `ci`: what it proves, what it says where that fails, and what it leaves behind.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::{Project, elsewhere};
 use crate::harness::Run;
 
@@ -118,6 +124,26 @@ psql -AtqX -c 'select count(*) from shop.purchase' && exit 7";
 
     let run = project.run(&["ci", "--", "no-such-program"]).exits(2);
     assert!(run.stderr.contains("run `no-such-program`: "), "{}", run.stderr);
+    assert_eq!(project.databases().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_command_with_everything_that_it_has_started() {
+    let project = project().await;
+    let script = "trap 'echo told; exit 1' TERM; sleep 300 & echo ready $!; wait";
+    let mut command = project.sandbox.command(&["ci", "--", "sh", "-c", script]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut ci = command.spawn().expect("the built program is there");
+    let mut lines = BufReader::new(ci.stdout.take().expect("piped")).lines();
+    let ready = lines.next().expect("the command runs").expect("text");
+    let started = ready.strip_prefix("ready ").expect(&ready).to_owned();
+    let pid = i32::try_from(ci.id()).expect("a process id");
+    kill(Pid::from_raw(pid), Signal::SIGINT).expect("our own child");
+    assert_eq!(lines.next().expect("it is asked first").expect("text"), "told");
+    assert_eq!(ci.wait().expect("our own child").code(), Some(130));
+    // One that has ended and that nobody has asked for yet is a zombie.
+    let stat = std::fs::read_to_string(format!("/proc/{started}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
     assert_eq!(project.databases().await, [""; 0]);
 }
 
