@@ -120,6 +120,7 @@ impl NativeEngine {
             return self.connect_to(ctx, &mut state, port).await;
         }
         let step = ctx.report.step("start PostgreSQL from local binaries");
+        self.check_copy()?;
         self.check_data(&state)?;
         let password = match (state.password(), &self.password) {
             (Some(known), _) => known,
@@ -162,10 +163,37 @@ impl NativeEngine {
     fn serving(&self) -> Option<u16> {
         let text = std::fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         let lines: Vec<&str> = text.lines().collect();
+        if self.original(&lines).is_some() {
+            return None;
+        }
         let pid = lines.first()?.trim().parse::<i32>().ok()?;
         let port = lines.get(3)?.trim().parse().ok()?;
         // After a crash the number may belong to another process: then nobody listens.
         (is_alive(pid) && !port::is_free(port)).then_some(port)
+    }
+
+    /// Of which folder ours is a copy, lock file and all: the file names the folder that its server runs
+    /// on. One that names no folder any more is that of a project that was moved.
+    fn original(&self, lock_file: &[&str]) -> Option<std::path::PathBuf> {
+        let named = std::fs::canonicalize(lock_file.get(1)?.trim()).ok()?;
+        let ours = std::fs::canonicalize(self.data()).ok()?;
+        (named != ours).then_some(named)
+    }
+
+    /// Refuses a copy that was made while the original's server ran: its files do not fit together.
+    fn check_copy(&self) -> Result<(), Error> {
+        let data = self.data();
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+        match self.original(&text.lines().collect::<Vec<_>>()) {
+            None => Ok(()),
+            Some(original) => Err(Error::DataUnusable {
+                place: data.to_string(),
+                reason: format!(
+                    "it was copied from `{}` while a server ran on that",
+                    original.display()
+                ),
+            }),
+        }
     }
 
     /// Refuses data of another major version, and data whose marker is gone.

@@ -99,3 +99,21 @@ async fn an_initdb_that_fails_says_why_and_leaves_nothing() {
     assert_eq!(error.to_string(), format!("run `{bin}/initdb`: no space left"));
     assert!(!project.dir.join(".seedbed/native/data").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_project_never_takes_the_originals_server_for_its_own() {
+    let original = Project::new(&native_config());
+    let server = original.engine().await.ensure(&original.context()).await.expect("starts");
+    let copy = Project::new(&native_config());
+    shell(&format!("cp -a {}/.seedbed {}/", original.dir, copy.dir));
+    let engine = copy.engine().await;
+    let found = engine.running(&copy.context()).await.expect("asked");
+    assert!(found.is_none(), "the copy has no server");
+    let error = engine.ensure(&copy.context()).await.expect_err("its files do not fit together");
+    let folder = original.dir.join(".seedbed/native/data");
+    let said = format!("it was copied from `{folder}` while a server ran on that");
+    assert!(error.to_string().contains(&said), "{error}");
+    engine.stop(&copy.context(), Volumes::Remove).await.expect("only its own data goes");
+    copy.engine().await.ensure(&copy.context()).await.expect("starts anew");
+    seedbed::pg::Session::connect(&server.admin).await.expect("the original's runs on");
+}
