@@ -4,6 +4,7 @@ use camino::Utf8PathBuf;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config::Override;
 use crate::config::keys::{self, KEYS, Key, Kind};
 use crate::report;
 
@@ -260,8 +261,7 @@ pub struct Psql {
 /// keys. Flags that are true or false take no value or `=false`.
 #[derive(Debug, Clone, Default)]
 pub struct FlywayFlags {
-    /// Key and value.
-    pub settings: Vec<(String, String)>,
+    pub settings: Vec<Override>,
 }
 
 /// Keys that are ours and flags of Flyway's verbs all the same.
@@ -282,11 +282,14 @@ impl FromArgMatches for FlywayFlags {
         let mut settings = Vec::new();
         for key in flags() {
             let Ok(Some(values)) = matches.try_get_many::<String>(key.name) else { continue };
+            let flag = format!("--{}", flag_name(key.name));
             for value in values {
                 if key.kind != Kind::Map {
-                    settings.push((key.name.to_owned(), value.clone()));
+                    let key = key.name.to_owned();
+                    settings.push(Override { key, value: value.clone(), flag: flag.clone() });
                 } else if let Some((name, value)) = value.split_once('=') {
-                    settings.push((format!("{}.{name}", key.name), value.to_owned()));
+                    let key = format!("{}.{name}", key.name);
+                    settings.push(Override { key, value: value.to_owned(), flag: flag.clone() });
                 } else {
                     let message = format!("`{value}`: expected NAME=VALUE");
                     return Err(clap::Error::raw(ErrorKind::ValueValidation, message));

@@ -4,6 +4,7 @@ use clap::CommandFactory;
 
 use super::args::{self, Cli, Command, Global};
 use super::{Outcome, flyway, show};
+use crate::config::Override;
 use crate::context::Context;
 use crate::env::Env;
 use crate::error::{Error, Exit};
@@ -62,19 +63,17 @@ pub(super) fn without_project(
 }
 
 /// What flags say about configuration keys.
-pub(super) fn overrides(
-    command: &Command,
-    global: &Global,
-) -> Result<Vec<(String, String)>, Error> {
+pub(super) fn overrides(command: &Command, global: &Global) -> Result<Vec<Override>, Error> {
     let mut overrides = Vec::new();
     for pair in &global.set {
         let Some((key, value)) = pair.split_once('=') else {
             return Err(Error::CommandLine(format!("`--set {pair}`: expected KEY=VALUE")));
         };
-        overrides.push((key.trim().to_owned(), value.trim().to_owned()));
+        let key = key.trim();
+        overrides.push(overrule(key, value.trim(), &format!("--set {key}")));
     }
     if let Command::Up(args::Up { proved: true, .. }) = command {
-        overrides.push(("restore.proved_only".to_owned(), "true".to_owned()));
+        overrides.push(overrule("restore.proved_only", "true", "--proved"));
     }
     let flyway = match command {
         Command::Migrate(options) => Some(&options.flyway),
@@ -87,9 +86,13 @@ pub(super) fn overrides(
     };
     overrides.extend(flyway.into_iter().flat_map(|flyway| flyway.settings.iter().cloned()));
     if let Command::Snapshot(args::Snapshot::Create { jobs: Some(jobs), .. }) = command {
-        overrides.push(("snapshot.jobs".to_owned(), jobs.to_string()));
+        overrides.push(overrule("snapshot.jobs", &jobs.to_string(), "--jobs"));
     }
     Ok(overrides)
+}
+
+fn overrule(key: &str, value: &str, flag: &str) -> Override {
+    Override { key: key.to_owned(), value: value.to_owned(), flag: flag.to_owned() }
 }
 
 /// Runs one command of a project.
@@ -355,4 +358,41 @@ pub(super) fn write_file(path: &camino::Utf8Path, text: &str) -> Result<(), Erro
         fs_err::create_dir_all(parent).map_err(fail)?;
     }
     fs_err::write(path, text).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Cli, overrides};
+
+    /// What each override of a command line is called, and what it sets.
+    fn typed(args: &[&str]) -> Vec<String> {
+        let args = ["seedbed"].iter().chain(args);
+        let cli = Cli::try_parse_from(args).unwrap_or_else(|error| panic!("{error}"));
+        let overrides =
+            overrides(&cli.command, &cli.global).unwrap_or_else(|error| panic!("{error}"));
+        overrides.iter().map(|one| format!("{}: {}={}", one.flag, one.key, one.value)).collect()
+    }
+
+    #[test]
+    fn an_override_is_called_as_it_was_typed() {
+        assert_eq!(
+            typed(&["up", "--proved", "--set", "engine.kind = docker", "--set", "store.url=a=b"]),
+            [
+                "--set engine.kind: engine.kind=docker",
+                "--set store.url: store.url=a=b",
+                "--proved: restore.proved_only=true",
+            ]
+        );
+        assert_eq!(typed(&["snapshot", "create", "--jobs", "3"]), ["--jobs: snapshot.jobs=3"]);
+        assert_eq!(
+            typed(&["migrate", "--target", "5", "--lock-retries=2", "--placeholders", "owner=me"]),
+            [
+                "--lock-retries: migrate.lock_retries=2",
+                "--placeholders: flyway.placeholders.owner=me",
+                "--target: flyway.target=5",
+            ]
+        );
+    }
 }

@@ -20,8 +20,16 @@ pub struct Flags {
     pub project: Option<Utf8PathBuf>,
     /// `--env`.
     pub env: Option<String>,
-    /// Key and value; shown as `--flag`.
-    pub overrides: Vec<(String, String)>,
+    pub overrides: Vec<Override>,
+}
+
+/// A key that the command line sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    pub key: String,
+    pub value: String,
+    /// As it was typed, without the value: `--target`, `--set engine.kind`.
+    pub flag: String,
 }
 
 /// Names in `conf/` that are shared by all environments.
@@ -100,8 +108,12 @@ pub fn protected_elsewhere(env: &Env, config: &Config) -> Result<Vec<Protected>,
             continue;
         }
         // Its password is nobody's business here.
-        let none = ("database.password".to_owned(), String::new());
-        settings.lay(vec![flag_entry(&none)], Strictness::All)?;
+        let none = Entry {
+            key: "database.password".to_owned(),
+            value: Raw::Text(String::new()),
+            place: "the search for protected servers".to_owned(),
+        };
+        settings.lay(vec![none], Strictness::All)?;
         match database(&settings, project, Surroundings::Ignored, &mut Found::default()) {
             Ok(database) if database.named => {
                 let target = database.target();
@@ -119,10 +131,8 @@ pub fn protected_elsewhere(env: &Env, config: &Config) -> Result<Vec<Protected>,
     Ok(found)
 }
 
-fn flag_entry((key, value): &(String, String)) -> Entry {
-    let last = key.rsplit('.').next().unwrap_or(key);
-    let flag = super::keys::variable_name(last).to_ascii_lowercase().replace('_', "-");
-    Entry { key: key.clone(), value: Raw::Text(value.clone()), place: format!("--{flag}") }
+fn flag_entry(Override { key, value, flag }: &Override) -> Entry {
+    Entry { key: key.clone(), value: Raw::Text(value.clone()), place: flag.clone() }
 }
 
 fn is_project(folder: &Utf8Path) -> bool {

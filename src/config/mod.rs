@@ -23,7 +23,7 @@ mod url;
 mod tests;
 
 pub use error::Error;
-pub use load::{Flags, Protected, load, protected_elsewhere, protected_environment};
+pub use load::{Flags, Override, Protected, load, protected_elsewhere, protected_environment};
 pub(crate) use settings::read_duration;
 
 use std::collections::BTreeMap;

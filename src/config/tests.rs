@@ -4,7 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
-use super::{Config, EngineKind, Error, Flags, StoreConfig, load};
+use super::{Config, EngineKind, Error, Flags, Override, StoreConfig, load};
 use crate::env::Env;
 use crate::pg::SslMode;
 
@@ -39,7 +39,11 @@ impl Project {
     }
 
     fn flag(mut self, key: &str, value: &str) -> Self {
-        self.flags.overrides.push((key.to_owned(), value.to_owned()));
+        self.flags.overrides.push(Override {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            flag: format!("--set {key}"),
+        });
         self
     }
 
@@ -129,7 +133,7 @@ fn later_layers_win_and_say_where_they_stand() {
         .variable("SEEDBED_TEST_REQUIRE", "1")
         .flag("flyway.target", "6");
     let config = project.config();
-    assert_eq!(origin(&config, "flyway.target"), ("6", "--target"));
+    assert_eq!(origin(&config, "flyway.target"), ("6", "--set flyway.target"));
     assert_eq!(origin(&config, "flyway.installedBy"), ("s", "SEEDBED_FLYWAY_INSTALLED_BY"));
     assert_eq!(config.notes, Vec::<String>::new());
 }

@@ -92,6 +92,23 @@ fn an_unknown_key_names_its_line_and_the_nearest_known_one() {
 }
 
 #[test]
+fn a_wrong_value_names_the_flag_that_was_typed() {
+    let project = Project::native();
+    for (args, said) in [
+        (&["up", "--set", "engine.kind=bogus"] as &[&str], "`engine.kind` in --set engine.kind "),
+        (&["up", "--set", "store.url=http://x"], "`store.url` in --set store.url"),
+        (
+            &["up", "--set", "engine.knid=native"],
+            "unknown key `engine.knid` in --set engine.knid\n",
+        ),
+        (&["migrate", "--group=perhaps"], "`flyway.group` in --group wants "),
+    ] {
+        let run = project.run(args).exits(3);
+        assert!(run.stderr.starts_with(&format!("error: {said}")), "{args:?}: {}", run.stderr);
+    }
+}
+
+#[test]
 fn an_environment_or_a_project_that_is_not_there_is_named() {
     let project = Project::native();
     let run = project.run(&["up", "--env", "test"]).exits(3);

@@ -74,8 +74,11 @@ impl Project {
 
     fn context(&self, settings: &[(&str, &str)]) -> Context {
         let env = Env::from_variables([], self.root.clone());
-        let overrides =
-            settings.iter().map(|(key, value)| (format!("flyway.{key}"), (*value).to_owned()));
+        let overrides = settings.iter().map(|(key, value)| config::Override {
+            key: format!("flyway.{key}"),
+            value: (*value).to_owned(),
+            flag: format!("--set flyway.{key}"),
+        });
         let flags = Flags {
             project: Some(self.root.clone()),
             env: Some("dev".to_owned()),
