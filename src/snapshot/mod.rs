@@ -84,7 +84,7 @@ pub enum Error {
     #[error(transparent)]
     Load(#[from] load::Error),
     #[error("there is no snapshot in {store}")]
-    NothingToPrune { store: String },
+    EmptyStore { store: String },
     #[error("the listing of {store} lacks `{object}`, which is there")]
     ListingIncomplete { store: String, object: String },
     /// Chunks that a run of `prune` took away while the snapshot was taken.
@@ -138,12 +138,12 @@ impl Error {
             Self::Load(error) => error.exit(),
             Self::Taken { .. } | Self::ListingIncomplete { .. } => Exit::Store,
             Self::ChunksLost { .. } => Exit::Damaged,
-            Self::NothingToPrune { .. } => Exit::NoSnapshot,
             Self::Export { .. } | Self::ExportNotEmpty { .. } => Exit::CommandLine,
             Self::Shrunk { .. } => Exit::CheckFailed,
-            Self::NoneFits { .. } | Self::Unfit { .. } | Self::NoSuchSnapshot { .. } => {
-                Exit::NoSnapshot
-            }
+            Self::NoneFits { .. }
+            | Self::Unfit { .. }
+            | Self::EmptyStore { .. }
+            | Self::NoSuchSnapshot { .. } => Exit::NoSnapshot,
             Self::AmbiguousId { .. } => Exit::CommandLine,
         }
     }
@@ -152,9 +152,9 @@ impl Error {
         let see_why = || vec!["see the reason of each: `seedbed snapshot why`".to_owned()];
         match self {
             Self::Pg(_) | Self::Taken { .. } | Self::Export { .. } => Vec::new(),
-            Self::NothingToPrune { .. } => {
-                vec!["see which store is meant: `seedbed config`".to_owned()]
-            }
+            Self::EmptyStore { .. } => vec![
+                "check that `store.url` is the place that is meant: `seedbed config`".to_owned(),
+            ],
             Self::ListingIncomplete { .. } => {
                 vec!["nothing was removed; try again later".to_owned()]
             }

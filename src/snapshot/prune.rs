@@ -82,7 +82,7 @@ struct Named {
 /// Applies the policy of the configuration.
 ///
 /// # Errors
-/// [`Error::NothingToPrune`] for a store without a snapshot, [`Error::ListingIncomplete`]; what the
+/// [`Error::EmptyStore`] for a store without a snapshot, [`Error::ListingIncomplete`]; what the
 /// store said.
 pub async fn prune(
     ctx: &Context,
@@ -104,7 +104,7 @@ async fn run(ctx: &Context, store: &Store, mode: Mode) -> Result<Pruned, Error> 
     let mut named = names(store).await?;
     if named.manifests.is_empty() && named.unreadable.is_empty() {
         // An empty listing is more often a wrong place than a store without snapshots.
-        return Err(Error::NothingToPrune { store: store.describe() });
+        return Err(Error::EmptyStore { store: store.describe() });
     }
     complete(store, &named, &marks).await?;
     step.done(format!("{} snapshots", named.held.len()));

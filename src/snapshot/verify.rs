@@ -90,7 +90,7 @@ struct Object {
 /// Reads all of one snapshot (by the beginning of its id or name, or `latest`), or of all.
 ///
 /// # Errors
-/// [`Error::VerifyFailed`] with every finding, after everything was read; what the store said.
+/// [`Error::EmptyStore`]; [`Error::VerifyFailed`] with every finding, after everything was read; what the store said.
 pub async fn verify(
     ctx: &Context,
     store: &Store,
@@ -101,6 +101,10 @@ pub async fn verify(
 
 async fn verify_all(ctx: &Context, store: &Store, id: Option<&str>) -> Result<Verified, Error> {
     let (mut names, _) = find::names(store).await?;
+    if names.is_empty() {
+        // Nothing was read, so nothing is whole; more often than not it is a wrong place.
+        return Err(Error::EmptyStore { store: store.describe() });
+    }
     if let Some(id) = id {
         let name = find::one(&names, id)?.clone();
         names = vec![name];

@@ -278,6 +278,20 @@ async fn a_list_without_a_young_snapshot_ends_with_13() {
     );
 }
 
+#[test]
+fn an_empty_store_is_not_whole() {
+    let sandbox = Sandbox::new();
+    sandbox.write("conf/dev.toml", "[store]\nurl = \"nowhere\"\n");
+    for args in [&["snapshot", "verify"] as &[&str], &["snapshot", "verify", "latest"]] {
+        let run = sandbox.run(args).exits(8);
+        assert_eq!(
+            run.transcript(),
+            "exit 8\n--- stdout\n--- stderr\nerror: there is no snapshot in [project]/nowhere\n  \
+             hint: check that `store.url` is the place that is meant: `seedbed config`\n",
+        );
+    }
+}
+
 #[tokio::test]
 async fn f30_two_snapshots_made_at_once_are_both_whole() {
     let store = Folder::new();
