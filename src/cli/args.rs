@@ -450,6 +450,10 @@ pub enum Snapshot {
     #[command(after_help = "Example: seedbed snapshot list --max-age 8d")]
     List {
         /// Exit 13 when none is newer than this: 8d, 12h
+        ///
+        /// Only snapshots that can be read count. In a protected environment they have to be of its
+        /// database; elsewhere, where the local database may have another name than the source, of
+        /// that name if the store has any such, else of any.
         #[arg(long, value_name = "AGE")]
         max_age: Option<String>,
     },

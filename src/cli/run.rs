@@ -237,14 +237,19 @@ async fn snapshot_verb(ctx: &Context, verb: &args::Snapshot) -> Result<Outcome, 
             let store = Store::open(ctx).await?;
             let limit = max_age.as_deref();
             let max_age = limit.map(show::parse_age).transpose()?;
-            let list = find::list(ctx, &store).await?;
-            let newest = list.iter().map(|entry| entry.age_seconds).min();
-            let too_old = max_age.is_some_and(|limit| newest.is_none_or(|age| age > limit));
+            let list = find::list(ctx, &store, max_age).await?;
             let mut outcome = Outcome::done(show::snapshots(&list), &list)?;
-            if too_old {
-                let age = limit.unwrap_or_default();
-                ctx.report.warn(format!("no snapshot is newer than {age} (`--max-age`)"));
-                outcome.exit = Exit::CheckFailed as u8;
+            if let (Some(limit), Some(max_age)) = (limit, max_age) {
+                let name = &ctx.config.database.name;
+                let whose = match ctx.config.protected {
+                    true => find::Whose::Only(name),
+                    false => find::Whose::IfAny(name),
+                };
+                let young = find::young(&list, max_age, whose);
+                if young.found == 0 {
+                    ctx.report.warn(show::none_is_young(limit, &young));
+                    outcome.exit = Exit::CheckFailed as u8;
+                }
             }
             Ok(outcome)
         }

@@ -350,6 +350,23 @@ pub(super) fn snapshots(list: &[find::Listed]) -> String {
     format::table(columns, &rows).trim_end().to_owned()
 }
 
+/// Why `list --max-age` ends with 13.
+pub(super) fn none_is_young(limit: &str, young: &find::Young) -> String {
+    let of = young.database.as_ref().map(|name| format!(" of `{name}`")).unwrap_or_default();
+    let mut text = format!("no snapshot{of} is newer than {limit} (`--max-age`)");
+    let unreadable = (young.unreadable, "that cannot be read");
+    let of_others = (young.of_others, "of other databases");
+    let left_out: Vec<String> = [unreadable, of_others]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+    if !left_out.is_empty() {
+        text.push_str(&format!("; newer, but not counted: {}", left_out.join(", ")));
+    }
+    text
+}
+
 pub(super) fn manifest(manifest: &Manifest) -> String {
     let mut text = format!(
         "id        {}\ntaken at  {}\ndatabase  {}, PostgreSQL {}, {} {}\nschema    version {}\n\n",

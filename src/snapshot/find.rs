@@ -20,7 +20,8 @@ use crate::store::{self, Store};
 /// Manifests read at once where many are needed; S3 answers each in some 30 ms.
 const PARALLEL_READS: usize = 16;
 
-/// `list` opens this many manifests, the newest; of older ones it tells what their names say.
+/// `list` opens this many manifests, the newest, and those that are young enough for who asks; of
+/// older ones it tells what their names say.
 const LIST_DETAILS: usize = 200;
 
 /// How far back the last snapshot of a database is looked for where several share a store.
@@ -88,6 +89,27 @@ pub struct Details {
     pub plain_bytes: u64,
     pub stored_bytes: u64,
     pub proved: bool,
+}
+
+/// Whose snapshots count where several databases share a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// Those of this database: the environment is the source.
+    Only(&'a str),
+    /// Those of this database if the store has any, else all: a database of a developer's own need
+    /// not be called as the source is.
+    IfAny(&'a str),
+}
+
+/// What [`young`] found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Young {
+    /// Whose snapshots counted; `None`: everybody's.
+    pub database: Option<String>,
+    pub found: usize,
+    /// Young enough, and no snapshot as far as anybody can tell.
+    pub unreadable: usize,
+    pub of_others: usize,
 }
 
 /// The project's scripts as [`super::choose`] needs them.
@@ -212,25 +234,56 @@ pub async fn why(
     Ok(Why { store: store.describe(), snapshots, ignored, reads })
 }
 
-/// The snapshots of the store, newest first.
+/// The snapshots of the store, newest first; every one that is at most `max_age` seconds old is opened.
 ///
 /// # Errors
 /// What the store said.
-pub async fn list(ctx: &Context, store: &Store) -> Result<Vec<Listed>, crate::error::Error> {
-    ctx.until_cancelled(list_all(store)).await
+pub async fn list(
+    ctx: &Context,
+    store: &Store,
+    max_age: Option<u64>,
+) -> Result<Vec<Listed>, crate::error::Error> {
+    ctx.until_cancelled(list_all(store, max_age)).await
 }
 
-async fn list_all(store: &Store) -> Result<Vec<Listed>, Error> {
+async fn list_all(store: &Store, max_age: Option<u64>) -> Result<Vec<Listed>, Error> {
     let (mut names, _) = names(store).await?;
     names.sort_by(|left, right| right.cmp(left));
     let now = Timestamp::now();
     let reads = names.into_iter().enumerate().map(|(position, name)| async move {
-        let read = if position < LIST_DETAILS { Some(read(store, &name).await?) } else { None };
+        let is_young = max_age.is_some_and(|limit| age_seconds(&name, now) <= limit);
+        let read = match position < LIST_DETAILS || is_young {
+            true => Some(read(store, &name).await?),
+            false => None,
+        };
         Ok::<_, Error>(listed(name, read, now))
     });
     let listed: Vec<Option<Listed>> =
         stream::iter(reads).buffered(PARALLEL_READS).try_collect().await?;
     Ok(listed.into_iter().flatten().collect())
+}
+
+/// Looks for a snapshot in `list` that is at most `max_age` seconds old: one that can be read, and, as
+/// `whose` says, one of the environment's database. Pure.
+pub fn young(list: &[Listed], max_age: u64, whose: Whose<'_>) -> Young {
+    let is_of = |listed: &Listed, name: &str| {
+        listed.details.as_ref().is_some_and(|details| details.database == name)
+    };
+    let database = match whose {
+        Whose::Only(name) => Some(name),
+        Whose::IfAny(name) => Some(name).filter(|name| list.iter().any(|one| is_of(one, name))),
+    };
+    let mut young = Young { database: database.map(str::to_owned), ..Young::default() };
+    for listed in list.iter().filter(|listed| listed.age_seconds <= max_age) {
+        if listed.details.is_none() {
+            young.unreadable += 1;
+        } else if database.is_none_or(|name| is_of(listed, name)) {
+            young.found += 1;
+        } else {
+            young.of_others += 1;
+        }
+    }
+    young
 }
 
 /// One snapshot's manifest, by the beginning of its id or name, or `latest`.
@@ -387,13 +440,17 @@ pub(super) fn unusable(store: &Store, name: &Name, misfit: Misfit) -> Error {
     }
 }
 
+/// By this machine's clock; 0 when the source's clock is ahead of it.
+fn age_seconds(name: &Name, now: Timestamp) -> u64 {
+    u64::try_from(now.duration_since(name.taken_at).as_secs()).unwrap_or(0)
+}
+
 fn listed(name: Name, read: Option<Read>, now: Timestamp) -> Option<Listed> {
-    let age = now.duration_since(name.taken_at).as_secs();
     let mut listed = Listed {
+        age_seconds: age_seconds(&name, now),
         id: name.id,
         object: name.object,
         taken_at: name.taken_at,
-        age_seconds: u64::try_from(age).unwrap_or(0),
         version: name.version.map(|version| version.text().to_owned()),
         details: None,
         problem: None,
@@ -416,4 +473,55 @@ fn listed(name: Name, read: Option<Read>, now: Timestamp) -> Option<Listed> {
         }
     }
     Some(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::{Details, Listed, Whose, Young, young};
+
+    /// `None` for the database: the manifest cannot be read.
+    fn listed(age_seconds: u64, database: Option<&str>) -> Listed {
+        Listed {
+            id: String::new(),
+            object: String::new(),
+            taken_at: Timestamp::UNIX_EPOCH,
+            age_seconds,
+            version: None,
+            details: database.map(|database| Details {
+                database: database.to_owned(),
+                server_major: 17,
+                tables: 0,
+                rows: 0,
+                plain_bytes: 0,
+                stored_bytes: 0,
+                proved: false,
+            }),
+            problem: database.is_none().then(|| "damaged".to_owned()),
+        }
+    }
+
+    fn counted(database: Option<&str>, found: usize, unreadable: usize, of_others: usize) -> Young {
+        Young { database: database.map(str::to_owned), found, unreadable, of_others }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_young() {
+        let list = [listed(1, None), listed(9, Some("shop")), listed(11, Some("shop"))];
+        assert_eq!(young(&list, 10, Whose::Only("shop")), counted(Some("shop"), 1, 1, 0));
+        assert_eq!(young(&list, 8, Whose::Only("shop")), counted(Some("shop"), 0, 1, 0));
+        assert_eq!(young(&list[..1], 8, Whose::IfAny("shop")), counted(None, 0, 1, 0));
+        assert_eq!(young(&[], 8, Whose::IfAny("shop")), counted(None, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_snapshot_of_another_database_silences_nothing() {
+        let list = [listed(1, Some("billing")), listed(20, Some("shop"))];
+        assert_eq!(young(&list, 10, Whose::Only("shop")), counted(Some("shop"), 0, 0, 1));
+        assert_eq!(young(&list, 10, Whose::IfAny("shop")), counted(Some("shop"), 0, 0, 1));
+        assert_eq!(young(&list, 10, Whose::Only("orders")), counted(Some("orders"), 0, 0, 1));
+        // A developer's database has another name than the source.
+        assert_eq!(young(&list, 10, Whose::IfAny("shop_dev")), counted(None, 1, 0, 0));
+    }
 }

@@ -278,6 +278,56 @@ async fn a_list_without_a_young_snapshot_ends_with_13() {
     );
 }
 
+/// The example's one manifest and its text.
+fn sample(sandbox: &Sandbox) -> (camino::Utf8PathBuf, String) {
+    sandbox.copy_from_repository("seed/snapshots");
+    let folder = sandbox.project().join("seed/snapshots/snapshots");
+    let path = files_below(&folder).pop().expect("the example has a snapshot");
+    let text = std::fs::read_to_string(&path).expect("it was just copied");
+    (path, text)
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_not_a_young_one() {
+    let sandbox = Sandbox::new();
+    sandbox.write("conf/dev.toml", "");
+    let (path, text) = sample(&sandbox);
+    let look = ["snapshot", "list", "--max-age", "99999d"];
+    for broken in [text.replace("\"format\":1", "\"format\":99"), text[..text.len() / 2].to_owned()]
+    {
+        std::fs::write(&path, broken).expect("the store is the test's own");
+        let run = sandbox.run(&look).exits(13);
+        assert_eq!(
+            run.stderr,
+            "warning: no snapshot is newer than 99999d (`--max-age`); newer, but not counted: 1 that \
+             cannot be read\n"
+        );
+    }
+    std::fs::write(&path, text).expect("the store is the test's own");
+    sandbox.run(&look).succeeds();
+}
+
+#[test]
+fn a_snapshot_of_another_database_in_a_shared_store_is_not_a_young_one() {
+    let sandbox = Sandbox::new();
+    let (_, text) = sample(&sandbox);
+    assert!(text.contains("\"database\":\"factory_dev\""));
+    let source = |name: &str| {
+        format!("protected = true\n[database]\nurl = \"postgresql://db.example/{name}\"\n")
+    };
+    sandbox.write("conf/factory.toml", source("factory_dev"));
+    sandbox.write("conf/billing.toml", source("billing"));
+    sandbox.write("conf/dev.toml", "[database]\nname = \"of_a_developer\"\n");
+    let look = |env: &str| sandbox.run(&["snapshot", "list", "--max-age", "99999d", "--env", env]);
+    look("factory").succeeds();
+    look("dev").succeeds();
+    assert_eq!(
+        look("billing").exits(13).stderr,
+        "warning: no snapshot of `billing` is newer than 99999d (`--max-age`); newer, but not \
+         counted: 1 of other databases\n"
+    );
+}
+
 #[test]
 fn an_empty_store_is_not_whole() {
     let sandbox = Sandbox::new();
