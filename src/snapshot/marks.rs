@@ -1,4 +1,5 @@
-//! The first phase of removing chunks: notes in the store of what nothing names any more.
+//! Notes in the store: of chunks that nothing names any more, the first phase of removing them, and of
+//! those that are damaged.
 //!
 //! A chunk is removed only when an earlier run has marked it, the mark has stood for the grace period
 //! by the store's own clock, and nothing names it now either. Marks are objects of their own, never
@@ -38,6 +39,8 @@ pub(super) enum Phase {
     Marked,
     /// Being removed by a run that has not ended yet.
     Removing,
+    /// Found to be other bytes than their names say: whoever needs one stores it again.
+    Damaged,
 }
 
 /// A mark as it lies in the store.

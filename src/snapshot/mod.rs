@@ -192,7 +192,8 @@ impl Error {
                 vec!["see their ids: `seedbed snapshot list`".to_owned()]
             }
             Self::VerifyFailed { .. } => vec![
-                "take a new snapshot: `seedbed snapshot create --env prod`".to_owned(),
+                "take a new snapshot, which stores them again: `seedbed snapshot create --env prod`"
+                    .to_owned(),
                 "until then: `seedbed up --skip-damaged`".to_owned(),
             ],
             Self::Damaged { .. } => {

@@ -231,7 +231,11 @@ async fn chunks(
             nameless.insert(hash, entry);
         }
     }
-    let marked = marks::chunks(marks);
+    let marked: BTreeSet<String> = marks
+        .iter()
+        .filter(|mark| mark.document.phase != Phase::Damaged)
+        .flat_map(|mark| mark.document.chunks.iter().cloned())
+        .collect();
     let fresh: BTreeSet<String> =
         nameless.keys().filter(|hash| !marked.contains(*hash)).cloned().collect();
     pruned.chunks.marked = fresh.len() as u64;
@@ -320,6 +324,8 @@ async fn forget(
                     .iter()
                     .all(|hash| nameless.get(hash).is_none_or(|entry| old(entry.modified)))
         }
+        // Taken away by the run of `verify` that finds them whole.
+        Phase::Damaged => false,
         Phase::Removing => {
             mark.made_at.is_some_and(|at| now.duration_since(at).as_secs() > REMOVING_SECONDS)
         }

@@ -12,6 +12,7 @@ use super::choose::Read;
 use super::chunk::{self, Damage};
 use super::find;
 use super::manifest::{self, Chunk, Manifest};
+use super::marks::{self, Phase};
 use super::name::Name;
 use crate::context::Context;
 use crate::report::Unit;
@@ -131,12 +132,39 @@ async fn verify_all(ctx: &Context, store: &Store, id: Option<&str>) -> Result<Ve
     let total: u64 = objects.values().map(|object: &Object| end(&object.parts)).sum();
     let progress = |done: u64| step.progress(done, Some(total), Unit::Bytes);
     let (verified, mut damaged) = read_all(store, objects, progress).await?;
+    note_damage(ctx, store, &damaged, id.is_none() && findings.is_empty()).await;
     findings.append(&mut damaged);
     if !findings.is_empty() {
         return Err(Error::VerifyFailed { findings: Findings(findings) });
     }
     step.done(format!("{} objects, {} rows", verified.objects, verified.rows));
     Ok(Verified { snapshots, ..verified })
+}
+
+/// Leaves a note of what is damaged, so that the next snapshot of the same rows stores it again instead of
+/// finding it there; where `all` was read, earlier notes say nothing more. An account that may only read
+/// leaves none.
+async fn note_damage(ctx: &Context, store: &Store, damaged: &[Finding], all: bool) {
+    let hash = |finding: &Finding| finding.object.rsplit('/').next().map(str::to_owned);
+    let chunks: BTreeSet<String> = damaged.iter().filter_map(hash).collect();
+    let noted = async {
+        let marks = if all { marks::read(store).await? } else { Vec::new() };
+        if !chunks.is_empty() {
+            marks::write(store, Phase::Damaged, &BTreeSet::new(), &chunks).await?;
+        }
+        for mark in marks.iter().filter(|mark| mark.document.phase == Phase::Damaged) {
+            store.delete(&mark.object).await?;
+        }
+        Ok::<_, store::Error>(())
+    };
+    if let Err(error) = noted.await
+        && !chunks.is_empty()
+    {
+        ctx.report.warn(format!(
+            "no note of the damage could be left ({error}): run `seedbed snapshot verify` as an \
+             account that may write before the next `snapshot create`"
+        ));
+    }
 }
 
 async fn read_all(

@@ -9,7 +9,7 @@ use seedbed::pg::tools::Tools;
 use seedbed::report::Reporter;
 use seedbed::snapshot::dump::{self, DumpOptions, Dumped};
 use seedbed::snapshot::load::{self, Loaded};
-use seedbed::snapshot::publish;
+use seedbed::snapshot::{publish, verify};
 use seedbed::store::Store;
 
 use crate::equality;
@@ -389,6 +389,30 @@ async fn an_unchanged_source_uploads_next_to_nothing_the_second_time() {
     assert_eq!(second.manifest.rows(), 40010);
     assert_eq!(first.manifest.schema_fingerprint, second.manifest.schema_fingerprint);
     assert_eq!(project.stored("snapshots").len(), 2);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_stored_again_by_the_snapshot_after_verify_has_found_it() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source.run("create table t as select n, md5(n::text) from generate_series(1, 9000) n").await;
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let chunk = project
+        .dir
+        .path()
+        .join("seed/snapshots")
+        .join(dumped.manifest.tables[0].chunks[0].object_name());
+    let whole = std::fs::read(&chunk).expect("it was stored");
+    std::fs::write(&chunk, vec![0; whole.len()]).expect("the store is the test's own");
+    let verify = verify::verify(&project.ctx, &project.store, None).await;
+    assert_eq!(verify.expect_err("a chunk is damaged").exit() as u8, 10);
+    assert_eq!(project.stored("prune").len(), 1);
+
+    project.dump(&source.target).await.expect("readable");
+    assert_eq!(std::fs::read(&chunk).expect("it is there"), whole);
+    verify::verify(&project.ctx, &project.store, None).await.expect("both are whole again");
+    assert_eq!(project.stored("prune").len(), 0);
 }
 
 #[tokio::test]
