@@ -8,7 +8,6 @@ mod scan;
 mod script;
 mod source;
 
-use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream;
 
@@ -22,7 +21,7 @@ use crate::pg::{self, Session, Target};
 use crate::report::{Step, Unit, format};
 
 use script::{Script, Statement};
-use source::Content;
+use source::{Content, Source};
 
 /// What a file brought.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -42,6 +41,8 @@ pub struct Loaded {
 pub enum Error {
     #[error("{action} `{path}`: {error}")]
     File { action: &'static str, path: Utf8PathBuf, error: std::io::Error },
+    #[error("read seed file `{path}`: it is empty")]
+    Empty { path: Utf8PathBuf },
     #[error("read seed file `{path}` line {line}: {reason}")]
     NotText { path: Utf8PathBuf, line: u64, reason: &'static str },
     #[error("read seed file `{}` line {}: {reason}\n{}", place.path, place.line, place.snippet())]
@@ -61,6 +62,7 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Self::File { .. }
+            | Self::Empty { .. }
             | Self::NotText { .. }
             | Self::Invalid { .. }
             | Self::Restore { .. } => Exit::Script,
@@ -83,6 +85,9 @@ impl Error {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::File { .. } | Self::Server { .. } => Vec::new(),
+            Self::Empty { .. } => vec![
+                "make it again: a `pg_dump … > FILE` that fails leaves an empty file".to_owned(),
+            ],
             Self::Restore { .. } => vec!["look into it: `pg_restore --list FILE`".to_owned()],
             Self::NotText { .. } => {
                 vec!["dump as text in UTF-8: `pg_dump --encoding=UTF8`".to_owned()]
@@ -130,8 +135,10 @@ pub fn files(context: &Context) -> Result<Vec<Utf8PathBuf>, Error> {
 
 /// Loads one file into the database of `target`, all of it or nothing. `tools` are for archives.
 ///
+/// A pipe is read as it comes.
+///
 /// # Errors
-/// [`Error::Statement`] with file, line and caret; the database is as before.
+/// [`Error::Statement`] with file, line and caret; [`Error::Empty`]; the database is as before.
 pub async fn load_file(
     context: &Context,
     target: &Target,
@@ -140,18 +147,18 @@ pub async fn load_file(
 ) -> Result<Loaded, error::Error> {
     let shown = path.strip_prefix(&context.config.project).unwrap_or(path);
     let fail = |error| Error::File { action: "read seed file", path: shown.to_owned(), error };
-    let content = source::content(path).map_err(fail)?;
-    let bytes = fs_err::metadata(path).map_err(fail)?.len();
     let step = context.report.step(format!("load {shown}"));
+    let opened = context.until_cancelled(async {
+        let source = Source::open(path).await.map_err(fail)?;
+        source.ok_or_else(|| Error::Empty { path: shown.to_owned() })
+    });
+    let source = opened.await?;
+    let content = source.content;
     let loaded = match content {
-        Content::Archive => {
-            restore(context, target, tools, path, shown).await?;
-            Loaded { bytes, ..Loaded::default() }
-        }
+        Content::Archive => restore(context, target, tools, source, shown).await?,
         Content::Sql | Content::GzippedSql => {
-            let mut script = Script::open(path, content).map_err(fail)?;
-            script.path = shown.to_owned();
-            run(context, target, script, bytes, &step).await?
+            let size = source.size;
+            run(context, target, Script::of(shown, source), size, &step).await?
         }
     };
     for note in &loaded.notes {
@@ -174,26 +181,24 @@ async fn restore(
     context: &Context,
     target: &Target,
     tools: Option<&Tools>,
-    path: &Utf8Path,
+    source: Source,
     shown: &Utf8Path,
-) -> Result<(), error::Error> {
+) -> Result<Loaded, error::Error> {
     let Some(tools) = tools else { return Err(Error::NoTools { path: shown.to_owned() }.into()) };
-    let bytes = fs_err::tokio::read(path).await.map_err(|error| Error::File {
-        action: "read seed file",
-        path: shown.to_owned(),
-        error,
-    })?;
+    let fail = |error| Error::File { action: "read seed file", path: shown.to_owned(), error };
+    let archive = context.until_cancelled(async { source.read().await.map_err(fail) }).await?;
+    let loaded = Loaded { bytes: archive.len() as u64, ..Loaded::default() };
     let args = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"];
     let call = Call {
         program: "pg_restore",
         args: args.map(str::to_owned).to_vec(),
         target: Some(target),
         stdin: None,
-        input_file: Some(Bytes::from(bytes)),
+        input_file: Some(archive),
     };
     let output = tools.run(context, call).await?;
     if output.status == 0 {
-        return Ok(());
+        return Ok(loaded);
     }
     let message = output.stderr.trim().to_owned();
     Err(Error::Restore { path: shown.to_owned(), message }.into())
@@ -203,7 +208,7 @@ async fn run(
     context: &Context,
     target: &Target,
     script: Script,
-    bytes: u64,
+    size: Option<u64>,
     step: &Step,
 ) -> Result<Loaded, error::Error> {
     let failed = |error| Error::Server { what: "load a seed file", error };
@@ -211,7 +216,7 @@ async fn run(
     let canceller = Canceller { handle: Some(session.cancel_handle()) };
     let work = async {
         session.batch("begin").await.map_err(failed)?;
-        let loaded = run_statements(&session, script, bytes, step).await?;
+        let loaded = run_statements(&session, script, size, step).await?;
         session.batch("commit").await.map_err(failed)?;
         Ok::<Loaded, Error>(loaded)
     };
@@ -241,10 +246,10 @@ impl Canceller {
 async fn run_statements(
     session: &Session,
     mut script: Script,
-    bytes: u64,
+    size: Option<u64>,
     step: &Step,
 ) -> Result<Loaded, Error> {
-    let mut loaded = Loaded { bytes, ..Loaded::default() };
+    let mut loaded = Loaded::default();
     while let Some(statement) = script.statement().await? {
         if let Some(note) = left_out(session, &script.path, &statement).await? {
             loaded.notes.push(note);
@@ -252,12 +257,17 @@ async fn run_statements(
         }
         loaded.statements += 1;
         if statement.copies {
-            loaded.rows += copy(session, &mut script, &statement, step, bytes).await?;
+            loaded.rows += copy(session, &mut script, &statement, step, size).await?;
         } else if let Err(error) = session.batch(&statement.text).await {
             return Err(failure(&script.path, &statement, error));
         }
-        step.progress(script.bytes_read(), Some(bytes), Unit::Bytes);
+        step.progress(script.bytes_read(), size, Unit::Bytes);
     }
+    // Packed, it is a file of twenty bytes.
+    if script.line_number() == 0 {
+        return Err(Error::Empty { path: script.path });
+    }
+    loaded.bytes = size.unwrap_or(script.bytes_read());
     Ok(loaded)
 }
 
@@ -283,12 +293,12 @@ async fn copy(
     script: &mut Script,
     statement: &Statement,
     step: &Step,
-    bytes: u64,
+    size: Option<u64>,
 ) -> Result<u64, Error> {
     let first_row = script.line_number() + 1;
     let rows = stream::try_unfold(&mut *script, |script| async move {
         let block = script.rows().await.map_err(CopyFailure::File)?;
-        step.progress(script.bytes_read(), Some(bytes), Unit::Bytes);
+        step.progress(script.bytes_read(), size, Unit::Bytes);
         Ok(block.map(|block| (block, script)))
     });
     match session.copy_in(&statement.text, rows).await {

@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::Error;
 use super::scan::Scanner;
-use super::source::{Content, Lines};
+use super::source::{Lines, Source};
 use crate::migrate::SourcePlace;
 use crate::pg::lexer;
 
@@ -62,15 +62,15 @@ pub(super) struct Script {
 }
 
 impl Script {
-    pub(super) fn open(path: &Utf8Path, content: Content) -> std::io::Result<Self> {
-        Ok(Self {
+    pub(super) fn of(path: &Utf8Path, source: Source) -> Self {
+        Self {
             path: path.to_owned(),
-            lines: Lines::open(path, content)?,
+            lines: Lines::of(source),
             scanner: Scanner::new(),
             line: String::new(),
             from: 0,
             rows_ended: true,
-        })
+        }
     }
 
     /// Bytes of the file that were read so far.

@@ -23,24 +23,58 @@ pub(super) enum Content {
     Archive,
 }
 
-pub(super) fn content(path: &Utf8Path) -> std::io::Result<Content> {
-    let mut first = [0_u8; 5];
-    let mut file = fs_err::File::open(path)?;
-    let mut length = 0;
-    while length < first.len() {
-        match file.read(&mut first[length..])? {
-            0 => break,
-            count => length += count,
-        }
+/// A file that was opened, once: what was read from a pipe does not come a second time.
+pub(super) struct Source {
+    pub content: Content,
+    /// `None`: nobody knows where a pipe ends.
+    pub size: Option<u64>,
+    file: Counted,
+}
+
+impl Source {
+    /// Waits for the first bytes; `None` where there are none.
+    pub(super) async fn open(path: &Utf8Path) -> std::io::Result<Option<Self>> {
+        let path = path.to_owned();
+        // Whoever writes into a pipe may be late.
+        blocking(move || Self::open_now(&path)).await
     }
-    let first = &first[..length];
-    Ok(if first == ARCHIVE {
-        Content::Archive
-    } else if first.starts_with(&GZIP) {
-        Content::GzippedSql
-    } else {
-        Content::Sql
-    })
+
+    fn open_now(path: &Utf8Path) -> std::io::Result<Option<Self>> {
+        let mut file = fs_err::File::open(path)?;
+        let mut first = Vec::with_capacity(ARCHIVE.len());
+        file.by_ref().take(ARCHIVE.len() as u64).read_to_end(&mut first)?;
+        let content = if first == ARCHIVE {
+            Content::Archive
+        } else if first.starts_with(&GZIP) {
+            Content::GzippedSql
+        } else {
+            Content::Sql
+        };
+        if first.is_empty() {
+            return Ok(None);
+        }
+        let metadata = file.metadata()?;
+        let size = metadata.is_file().then_some(metadata.len());
+        let file = Counted { file: std::io::Cursor::new(first).chain(file), bytes: 0 };
+        Ok(Some(Self { content, size, file }))
+    }
+
+    /// All of it.
+    pub(super) async fn read(mut self) -> std::io::Result<Bytes> {
+        blocking(move || {
+            let mut bytes = Vec::new();
+            self.file.read_to_end(&mut bytes)?;
+            Ok(bytes.into())
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 struct Block {
@@ -61,8 +95,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Starts reading.
-    pub(super) fn open(path: &Utf8Path, content: Content) -> std::io::Result<Self> {
-        let file = Counted { file: fs_err::File::open(path)?, bytes: 0 };
+    pub(super) fn of(Source { content, file, .. }: Source) -> Self {
         let (sender, blocks) = mpsc::channel(BLOCKS_WAITING);
         // The thread ends with the file, or when nobody takes its blocks any more.
         tokio::task::spawn_blocking(move || match content {
@@ -72,7 +105,7 @@ impl Lines {
             }
             Content::Sql | Content::Archive => send_blocks(file, |file| file.bytes, &sender),
         });
-        Ok(Self { blocks, rest: Bytes::new(), bytes_read: 0, number: 0 })
+        Self { blocks, rest: Bytes::new(), bytes_read: 0, number: 0 }
     }
 
     /// The next line with its line end; the last one may have none. `None` at the end.
@@ -107,7 +140,8 @@ impl Lines {
 }
 
 struct Counted {
-    file: fs_err::File,
+    /// The bytes that told what it holds, and the rest.
+    file: std::io::Chain<std::io::Cursor<Vec<u8>>, fs_err::File>,
     bytes: u64,
 }
 

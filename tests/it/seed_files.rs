@@ -303,6 +303,79 @@ async fn errors_name_file_line_and_column() {
 }
 
 #[tokio::test]
+async fn an_empty_file_is_an_error() {
+    let project = Project::new().await;
+    // `pg_dump` that fails leaves the first two, `pg_dump | gzip` the third.
+    for (name, text) in [("x.sql", vec![]), ("x.dump", vec![]), ("x.sql.gz", gzip(b""))] {
+        project.sandbox.write(name, text);
+        let error = project.load(name).await.expect_err("refused");
+        assert_eq!(error.to_string(), format!("read seed file `{name}`: it is empty"));
+        assert_eq!(
+            error.hints(),
+            ["make it again: a `pg_dump … > FILE` that fails leaves an empty file"]
+        );
+        assert_eq!(error.exit(), Exit::Script);
+    }
+    let loaded = project.loaded("seed/x.sql", "-- only a comment\n").await;
+    assert_eq!(loaded.statements, 0);
+}
+
+/// Writes `bytes` into a named pipe while `work` reads it.
+async fn piped<T>(project: &Project, bytes: Vec<u8>, work: impl Future<Output = T>) -> T {
+    let pipe = project.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("every Unix has it");
+    assert!(made.success());
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, bytes)
+    });
+    let result = work.await;
+    writer.join().expect("it does not panic").expect("it was read to its end");
+    std::fs::remove_file(pipe).expect("our folder");
+    result
+}
+
+#[tokio::test]
+async fn a_pipe_is_loaded_from_its_first_byte() {
+    let project = Project::new().await;
+    let plain = b"create table t (n int);\nCOPY t FROM stdin;\n7\n\\.\ninsert into t values (8);\n";
+    for bytes in [plain.to_vec(), gzip(plain)] {
+        let length = bytes.len() as u64;
+        let loaded = piped(&project, bytes, project.load("pipe")).await;
+        let loaded = loaded.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((loaded.statements, loaded.rows, loaded.bytes), (3, 1, length));
+        assert_eq!(project.database.text("select string_agg(n::text, ' ') from t").await, "7 8");
+        project.database.run("drop table t").await;
+    }
+    let empty = piped(&project, Vec::new(), project.load("pipe")).await;
+    assert_eq!(empty.expect_err("refused").to_string(), "read seed file `pipe`: it is empty");
+
+    let source = Project::new().await;
+    source.database.run("create table t as select 9 as n").await;
+    let archive = source.dump(&["--format=custom"]).await;
+    let (path, tools) = (project.path("pipe"), project.tools().await);
+    let load = seed::load_file(&project.context, &project.database.target, Some(&tools), &path);
+    piped(&project, archive, load).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(project.database.text("select n from t").await, "9");
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_writes_to_is_left_when_it_is_asked_to() {
+    let project = Project::new().await;
+    let pipe = project.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("every Unix has it");
+    assert!(made.success());
+    let cancel = project.context.cancel.clone();
+    let (result, ()) = tokio::join!(project.load("pipe"), async { cancel.cancel() });
+    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    // The thread that opens it has to end with the test: it finds a writer, whenever it comes.
+    let mut both = std::fs::OpenOptions::new();
+    let mut both = both.read(true).write(true).open(&pipe).expect("our folder");
+    both.write_all(b"select").expect("a pipe holds more");
+    std::mem::forget(both);
+}
+
+#[tokio::test]
 async fn lines_that_are_no_sql_are_left_out_where_they_do_no_harm() {
     let project = Project::new().await;
     let text = "\u{feff}\\restrict abc\nBEGIN;\nset transaction_timeout_of_tomorrow = 0;\n\
