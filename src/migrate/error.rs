@@ -61,6 +61,8 @@ pub enum Error {
     HalfDone { script: String },
     #[error("read the history, row {rank}: {reason}")]
     History { rank: i32, reason: String },
+    #[error("{table} is no migration history that can be read: {error}")]
+    HistoryTypes { table: String, error: pg::Error },
     #[error("{table} is no migration history: {}", foreign(missing, *is_flyway_3))]
     ForeignHistory { table: String, missing: Vec<String>, is_flyway_3: bool },
     #[error("the server did not say who and where we are")]
@@ -120,6 +122,7 @@ impl Error {
             Self::Invalid(_)
             | Self::HalfDone { .. }
             | Self::History { .. }
+            | Self::HistoryTypes { .. }
             | Self::ForeignHistory { .. }
             | Self::OtherBaseline { .. }
             | Self::NothingToBaseline { .. }
@@ -152,7 +155,7 @@ impl Error {
             Self::ForeignHistory { is_flyway_3: true, .. } => {
                 vec!["take it over: `seedbed repair --upgrade-history`".to_owned()]
             }
-            Self::ForeignHistory { .. } => {
+            Self::ForeignHistory { .. } | Self::HistoryTypes { .. } => {
                 vec!["keep the history in another table: `flyway.table=NAME`".to_owned()]
             }
             Self::NothingToPick { .. } => vec!["see the scripts with `seedbed info`".to_owned()],
@@ -288,6 +291,7 @@ impl Error {
             | Self::Mixed { .. }
             | Self::History { .. }
             | Self::ForeignHistory { .. }
+            | Self::HistoryTypes { .. }
             | Self::NoFacts
             | Self::NothingToPick { .. }
             | Self::OtherBaseline { .. }

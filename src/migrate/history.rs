@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Error;
 use super::resolve::configured_schema;
 use crate::config::MigrateConfig;
-use crate::pg::{self, Session, ToSql, Type, quote};
+use crate::pg::{self, Row, Session, ToSql, Type, quote};
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -214,35 +214,29 @@ create index {index} on {table} (\"success\"){space};
         session: &Session,
         rank: Option<i32>,
     ) -> Result<Vec<HistoryRow>, Error> {
-        // The comment keeps pgpool from asking a replica, which may lag.
+        // The comment keeps pgpool from asking a replica, which may lag. What columns of other types
+        // hold is read as well: a history may be a view, or have come from another database.
         let sql = format!(
-            "/*NO LOAD BALANCE*/ select installed_rank, version, description, type, script, checksum,
-                installed_by, to_char(installed_on, 'YYYY-MM-DD HH24:MI:SS.US'), execution_time, success
+            "/*NO LOAD BALANCE*/ select installed_rank::text, version::text, description::text,
+                type::text, script::text, checksum::text, installed_by::text,
+                to_char(installed_on::timestamp, 'YYYY-MM-DD HH24:MI:SS.US'), execution_time::text,
+                success::text
             from {}
             where installed_rank > $1
             order by installed_rank",
             self.quoted()
         );
         let values: [(&(dyn ToSql + Sync), Type); 1] = [(&rank.unwrap_or(i32::MIN), Type::INT4)];
-        let rows = session.ask(&sql, &values).await.map_err(|error| Error::Sql {
-            what: format!("read the history in `{}`", self.quoted()),
-            error,
+        let rows = session.ask(&sql, &values).await.map_err(|error| match error.sqlstate() {
+            // No operator, no cast, or a value that a cast does not take.
+            Some(state) if state.starts_with("22") || ["42846", "42883"].contains(&state) => {
+                Error::HistoryTypes { table: self.quoted(), error }
+            }
+            Some(_) | None => {
+                Error::Sql { what: format!("read the history in `{}`", self.quoted()), error }
+            }
         })?;
-        Ok(rows
-            .iter()
-            .map(|row| HistoryRow {
-                installed_rank: row.get(0),
-                version: row.get(1),
-                description: row.get(2),
-                kind: row.get(3),
-                script: row.get(4),
-                checksum: row.get(5),
-                installed_by: row.get(6),
-                installed_on: row.get(7),
-                execution_time: row.get(8),
-                success: row.get(9),
-            })
-            .collect())
+        rows.iter().map(history_row).collect()
     }
 
     /// Writes a row. Without `execution_time` the server counts from the start of its transaction.
@@ -324,6 +318,48 @@ create index {index} on {table} (\"success\"){space};
         let count = if while_there.is_some() { values.len() } else { values.len() - 1 };
         session.ask(&sql, &values[..count]).await.map(|_| ())
     }
+}
+
+/// A row as [`Table::rows_after`] asks for it: everything as text.
+fn history_row(row: &Row) -> Result<HistoryRow, Error> {
+    let text = |at: usize| -> Result<Option<String>, String> {
+        row.try_get(at).map_err(|error| format!("the column `{}`: {error}", COLUMNS[at]))
+    };
+    let present = |at: usize| -> Result<String, String> {
+        text(at)?.ok_or_else(|| format!("the column `{}` is empty", COLUMNS[at]))
+    };
+    let number = |at: usize, text: &str, what: &str| -> Result<i32, String> {
+        let odd = || format!("the column `{}` holds `{text}`, which is no {what}", COLUMNS[at]);
+        text.parse().map_err(|_| odd())
+    };
+    let rank = text(0).ok().flatten().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let read = || -> Result<HistoryRow, String> {
+        let success = present(9)?;
+        Ok(HistoryRow {
+            installed_rank: number(0, &present(0)?, "rank")?,
+            version: text(1)?,
+            description: present(2)?,
+            kind: present(3)?,
+            script: present(4)?,
+            checksum: match text(5)? {
+                Some(text) => Some(number(5, &text, "checksum of Flyway's")?),
+                None => None,
+            },
+            installed_by: present(6)?,
+            installed_on: present(7)?,
+            execution_time: number(8, &present(8)?, "time in milliseconds")?,
+            success: match success.as_str() {
+                "true" | "t" | "1" => true,
+                "false" | "f" | "0" => false,
+                odd => {
+                    return Err(format!(
+                        "the column `success` holds `{odd}`, which is neither true nor false"
+                    ));
+                }
+            },
+        })
+    };
+    read().map_err(|reason| Error::History { rank, reason })
 }
 
 /// The start of a description that is too long for its column.

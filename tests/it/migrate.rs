@@ -3,6 +3,7 @@
 mod before_merge;
 mod callbacks;
 mod faults;
+mod history;
 mod refused;
 mod scenarios;
 mod site;
