@@ -1,17 +1,17 @@
 //! Runs scripts: each with its row in the history, in one transaction where that can be.
 //!
 //! Statements that the server refuses in a transaction run one by one; if one of those fails, a row
-//! with `success = false` tells that the script is half done. A transaction never waits long for a
-//! lock: whoever waits for `alter table` lets nobody else to the table. It steps back and tries
-//! again.
+//! with `success = false` tells that the script is half done. Neither waits long for a table's lock
+//! (`patience`).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Error;
 use super::callbacks::{fire_after_error, fire_inside};
 use super::failure::Left;
 use super::flight::{Crash, Flight};
 use super::history::NewRow;
+use super::patience::{Patience, SessionBound};
 use super::place::Place;
 use super::placeholders::Replaced;
 use super::program;
@@ -24,15 +24,10 @@ use super::transaction::{
     begins_transaction, drops_locks, keeps_session, needs_none, sets_own_timeout,
 };
 use crate::context::Context;
-use crate::pg::Target;
 use crate::pg::lexer::{self, LexError, LexErrorKind};
 use crate::pg::names::DatabaseName;
+use crate::pg::{self, Target};
 use crate::report::{Step, Unit};
-
-/// Before a transaction that met a lock is tried again; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// Long enough for a queue behind the lock to empty.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Shorter scripts are over before anybody could read how far they are.
 const STATEMENTS_WORTH_COUNTING: usize = 50;
@@ -50,6 +45,14 @@ pub(super) struct Prepared<'a> {
     pub drops_locks: bool,
     /// It says itself how long it waits for locks.
     pub sets_own_timeout: bool,
+}
+
+impl Prepared<'_> {
+    /// Whether a statement of it that fails may leave the session out of step.
+    pub(super) fn may_break_session(&self) -> bool {
+        let statements = lexer::split(&self.text.text).unwrap_or_default();
+        statements.iter().any(|statement| statement.copy_data.is_some())
+    }
 }
 
 /// What one run of scripts needs to know.
@@ -197,8 +200,15 @@ pub(super) fn prepare<'a>(
     })
 }
 
+/// How a call of [`apply`] ended.
+pub(super) enum Applied {
+    /// How long each script took, in milliseconds.
+    Times(Vec<i32>),
+    /// Nothing of them ran: the lock was lost with the session, and others have migrated since.
+    Overtaken,
+}
+
 /// Runs scripts and records them: all in one transaction, or, when one of them cannot, one by one.
-/// Returns how long each took, in milliseconds.
 ///
 /// # Errors
 /// [`Error::Failed`] with what is in the database now.
@@ -206,7 +216,7 @@ pub(super) async fn apply(
     run: &Run<'_>,
     place: &mut Place,
     works: &[Work<'_>],
-) -> Result<Vec<i32>, Error> {
+) -> Result<Applied, Error> {
     if works.iter().all(|work| work.prepared.in_transaction)
         || run.ctx.config.migrate.skip_executing_migrations
     {
@@ -216,7 +226,7 @@ pub(super) async fn apply(
     for work in works {
         times.push(one_by_one(run, place, work).await?);
     }
-    Ok(times)
+    Ok(Applied::Times(times))
 }
 
 /// Why a transaction was given up, and at which script.
@@ -228,39 +238,34 @@ struct Broken {
     is_open: bool,
 }
 
+/// What a transaction that was given up leaves to go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GoOn {
+    Session,
+    /// A new session, without the lock that the old one had.
+    NewSession,
+    Nothing,
+}
+
 async fn in_transaction(
     run: &Run<'_>,
     place: &mut Place,
     works: &[Work<'_>],
-) -> Result<Vec<i32>, Error> {
-    let config = &run.ctx.config.migrate;
-    let is_bounded = config.lock_timeout_ms > 0
-        && !place.has_lock_timeout
-        && !works.iter().any(|work| work.prepared.sets_own_timeout);
-    let mut pause = FIRST_PAUSE;
-    let mut tries = 0;
+) -> Result<Applied, Error> {
+    let mut patience = Patience::of(run.ctx, place, works.iter().map(|work| work.prepared));
     loop {
-        let timeout = if is_bounded { config.lock_timeout_ms } else { 0 };
-        let broken = match transaction(run, place, works, timeout).await {
-            Ok(times) => return Ok(times),
+        let broken = match transaction(run, place, works, &patience).await {
+            Ok(times) => return Ok(Applied::Times(times)),
             Err(broken) => broken,
         };
         let Broken { at, stop, committed, is_open } = broken;
         let work = &works[at];
-        give_up(run, place, &stop, is_open).await?;
-        if is_bounded && stop.is_lock_timeout() && !committed && tries < config.lock_retries {
-            tries += 1;
-            run.ctx.report.note(format!(
-                "`{}` got no lock within {} ms and stepped back; try {tries} of {} in {} ms",
-                work.prepared.script.script,
-                timeout,
-                config.lock_retries,
-                pause.as_millis()
-            ));
-            if tokio::time::timeout(pause, run.ctx.cancel.cancelled()).await.is_ok() {
-                return Err(Error::Interrupted);
+        let session = give_up(run, place, &stop, is_open).await;
+        if stop.is_lock_timeout() && !committed && patience.is_left() && session != GoOn::Nothing {
+            if session == GoOn::NewSession && is_overtaken(run, place, works).await? {
+                return Ok(Applied::Overtaken);
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            patience.step_back(run.ctx, &work.prepared.script.script).await?;
             continue;
         }
         let events = work.events().error;
@@ -272,40 +277,42 @@ async fn in_transaction(
     }
 }
 
+/// Takes the lock on a new session. Whether others have migrated since the old one had it.
+async fn is_overtaken(run: &Run<'_>, place: &Place, works: &[Work<'_>]) -> Result<bool, Error> {
+    place.lock(run.ctx).await?;
+    let last_known = works.first().map(|work| work.rank - 1);
+    Ok(!place.table.rows_after(&place.session, last_known).await?.is_empty())
+}
+
 /// Leaves the transaction, on a new session where the old one is of no use.
-async fn give_up(
-    run: &Run<'_>,
-    place: &mut Place,
-    stop: &Stop,
-    is_open: bool,
-) -> Result<(), Error> {
+async fn give_up(run: &Run<'_>, place: &mut Place, stop: &Stop, is_open: bool) -> GoOn {
     place.settle(false);
     if matches!(stop, Stop::Interrupted { .. }) {
         // The caller drops the session; whatever is open on it ends with it.
-        return Ok(());
+        return GoOn::Nothing;
     }
     if stop.leaves_session_broken() || place.session.is_closed() {
         return match Place::open(run.ctx, run.target).await {
             Ok(fresh) => {
                 std::mem::replace(place, fresh).session.close().await;
-                Ok(())
+                GoOn::NewSession
             }
             // The server is gone; the script's own error says more.
-            Err(_) => Ok(()),
+            Err(_) => GoOn::Nothing,
         };
     }
     let rollback = if is_open { "rollback;\n" } else { "" };
     let sql = format!("{rollback}{}", place.back_to_owner());
     // Whatever is wrong with the session now, the script's own error says more.
     let _ = place.session.batch(&sql).await;
-    Ok(())
+    GoOn::Session
 }
 
 async fn transaction(
     run: &Run<'_>,
     place: &Place,
     works: &[Work<'_>],
-    lock_timeout_ms: u32,
+    patience: &Patience,
 ) -> Result<Vec<i32>, Broken> {
     let mut flight = Flight::new(run, &place.session);
     // Callbacks may do anything to the session, and a rollback takes back what a preamble set.
@@ -315,13 +322,11 @@ async fn transaction(
     place.settle(is_plain && begins_plain);
     let mut committed = false;
     let mut times = Vec::with_capacity(works.len());
-    let timeout = match lock_timeout_ms {
-        0 => String::new(),
-        ms => format!("set local lock_timeout = {ms};\n"),
-    };
-    let mut begin = format!("begin;\n{timeout}");
+    let bound = patience.of_transaction();
+    let mut begin = format!("begin;\n{bound}");
     for (at, work) in works.iter().enumerate() {
-        let ran = in_flight(run, place, &mut flight, work, &mut begin, &mut committed).await;
+        let mode = Mode::Transaction { committed: &mut committed, bound: &bound };
+        let ran = in_flight(run, place, &mut flight, work, &mut begin, mode).await;
         let started = ran.map_err(|stop| Broken { at, stop, committed, is_open: true })?;
         // The last one commits in the same flight.
         let is_last = at + 1 == works.len();
@@ -353,7 +358,7 @@ async fn in_flight<'a>(
     flight: &mut Flight<'a>,
     work: &'a Work<'a>,
     begin: &mut String,
-    committed: &mut bool,
+    mode: Mode<'_>,
 ) -> Result<Instant, Stop> {
     let prepared = work.prepared;
     let events = work.events();
@@ -369,7 +374,6 @@ async fn in_flight<'a>(
     }
     let mut time = Some(0);
     if !run.ctx.config.migrate.skip_executing_migrations || work.undoes.is_some() {
-        let mode = Mode::Transaction { committed };
         let around = Some(events.statement);
         run_statements(run, place, flight, prepared, &statements, mode, around).await?;
         // The server's clock counts from the start of its transaction, which must be the script's.
@@ -403,7 +407,9 @@ async fn in_flight<'a>(
 async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result<i32, Error> {
     let prepared = work.prepared;
     let events = work.events();
+    let mut patience = Patience::of(run.ctx, place, [prepared]);
     place.settle(false);
+    let bound = SessionBound::set(&place.session, &patience).await?;
     place.session.batch(&place.preamble()).await?;
     fire_inside(run, place, events.before).await?;
     place.session.batch(&place.back_to_owner()).await?;
@@ -412,52 +418,100 @@ async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result
     if is_recorded {
         place.table.insert(&place.session, &work.row(Some(0), false)).await?;
     }
-    place.session.batch(&place.preamble()).await?;
-    let started = Instant::now();
-    let result = match prepared.script.language {
-        Language::Program => program::run(run, prepared.script).await.map_err(Stop::Callback),
-        Language::Sql => statements_alone(run, place, work).await,
-    };
-    let time = milliseconds(started);
-    let Err(stop) = result else {
-        place.session.batch(&place.back_to_owner()).await?;
-        match work.undoes {
-            Some(undone) => {
-                let row = work.row(Some(time), true);
-                place.table.insert_unless_gone(&place.session, &row, undone.installed_rank).await?;
-            }
-            None => place.table.finish(&place.session, work.rank, time, true).await?,
-        }
+    loop {
         place.session.batch(&place.preamble()).await?;
-        fire_inside(run, place, events.after).await?;
-        return Ok(time);
-    };
-    // How long it took is worth no second error.
-    let _ = after_failure(run, place, work, time, &stop).await;
-    let left = Left::Statements { before: stop.statements_before(), recorded: is_recorded };
-    let mut error = stop.into_error(run, prepared, left);
-    if let Error::Program { left: of_program, .. } = &mut error {
-        *of_program = left;
+        let started = Instant::now();
+        let result = match prepared.script.language {
+            Language::Program => program::run(run, prepared.script).await.map_err(Stop::Callback),
+            Language::Sql => statements_alone(run, place, work, &patience).await,
+        };
+        let time = milliseconds(started);
+        let Err(stop) = result else {
+            place.session.batch(&place.back_to_owner()).await?;
+            record(place, work, time).await?;
+            place.session.batch(&place.preamble()).await?;
+            fire_inside(run, place, events.after).await?;
+            place.session.batch(&bound.put_back()).await?;
+            return Ok(time);
+        };
+        let ran_nothing =
+            patience.timeout_ms > 0 && stop.is_lock_timeout() && is_first(&stop, work);
+        let may_go_on = ran_nothing && !stop.leaves_session_broken();
+        // How it ended is worth no second error.
+        let _ = leave(run, place, work, &stop).await;
+        if may_go_on && patience.is_left() {
+            let stepped = patience.step_back(run.ctx, &prepared.script.script).await;
+            if stepped.is_ok() {
+                continue;
+            }
+            let _ = forget(place, work).await;
+            stepped?;
+        }
+        let left = if ran_nothing && forget(place, work).await.is_ok() {
+            Left::Nothing
+        } else {
+            if is_recorded {
+                let _ = place.table.finish(&place.session, &work.row(Some(time), false)).await;
+            }
+            Left::Statements { before: stop.statements_before(), recorded: is_recorded }
+        };
+        let mut error = stop.into_error(run, prepared, left);
+        if let Error::Program { left: of_program, .. } = &mut error {
+            *of_program = left;
+        }
+        let _ = place.session.batch(&bound.put_back()).await;
+        fire_after_error(run, place, &events.error).await;
+        return Err(error);
     }
-    fire_after_error(run, place, &events.error).await;
-    Err(error)
 }
 
-async fn statements_alone(run: &Run<'_>, place: &Place, work: &Work<'_>) -> Result<(), Stop> {
+async fn statements_alone(
+    run: &Run<'_>,
+    place: &Place,
+    work: &Work<'_>,
+    patience: &Patience,
+) -> Result<(), Stop> {
     let prepared = work.prepared;
     // It was taken apart once already: this cannot fail.
     let statements = lexer::split(&prepared.text.text).unwrap_or_default();
     let mut flight = Flight::new(run, &place.session);
+    let mode = Mode::OneByOne { lock_timeout_ms: patience.timeout_ms };
     let around = Some(work.events().statement);
-    run_statements(run, place, &mut flight, prepared, &statements, Mode::OneByOne, around).await
+    run_statements(run, place, &mut flight, prepared, &statements, mode, around).await
 }
 
-/// Leaves a session that is of use again, and the time in the row of the half-done script.
-async fn after_failure(
+/// Records a script that ran through without a transaction.
+async fn record(place: &Place, work: &Work<'_>, time: i32) -> Result<(), Error> {
+    let row = work.row(Some(time), true);
+    match work.undoes {
+        Some(undone) => {
+            let rank = undone.installed_rank;
+            place.table.insert_unless_gone(&place.session, &row, rank).await?;
+        }
+        None => place.table.finish(&place.session, &row).await?,
+    }
+    Ok(())
+}
+
+/// Takes back the row of a script that did not begin after all.
+async fn forget(place: &Place, work: &Work<'_>) -> Result<(), pg::Error> {
+    match work.undoes {
+        Some(_) => Ok(()),
+        None => place.table.forget(&place.session, work.rank).await,
+    }
+}
+
+/// Whether it stopped at the script's first statement, a `begin` before it not counted.
+fn is_first(stop: &Stop, work: &Work<'_>) -> bool {
+    let statements = lexer::split(&work.prepared.text.text).unwrap_or_default();
+    statements.iter().take(stop.statements_before()).all(begins_transaction)
+}
+
+/// Leaves a session that is of use again.
+async fn leave(
     run: &Run<'_>,
     place: &mut Place,
     work: &Work<'_>,
-    time: i32,
     stop: &Stop,
 ) -> Result<(), Error> {
     if stop.leaves_session_broken() || place.session.is_closed() {
@@ -468,9 +522,6 @@ async fn after_failure(
     // Without a transaction of the script's own the server would warn that there is none.
     let rollback = if statements.iter().any(begins_transaction) { "rollback;\n" } else { "" };
     place.session.batch(&format!("{rollback}{}", place.back_to_owner())).await?;
-    if work.undoes.is_none() {
-        place.table.finish(&place.session, work.rank, time, false).await?;
-    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use super::Error;
 use super::apply::{Run, prepare};
 use super::failure::Left;
 use super::flight::Flight;
+use super::patience::{Patience, SessionBound};
 use super::place::Place;
 use super::program;
 use super::script::Language;
@@ -22,25 +23,47 @@ pub(super) async fn fire(run: &Run<'_>, place: &Place, event: &'static str) -> R
     if !run.scripts.has_callbacks(event) {
         return Ok(());
     }
-    let around = |script: &super::Script| -> Result<bool, Error> {
-        Ok(script.language == Language::Sql
-            && prepare(run.ctx, run.scripts, script, place.server_version)?.in_transaction)
-    };
     for script in run.scripts.callbacks_of(event) {
-        let in_transaction = around(script).map_err(|error| callback(event, error))?;
-        let begin = if in_transaction { "begin;\n" } else { "" };
-        place.session.batch(&format!("{begin}{}", place.preamble())).await?;
-        let result = Box::pin(run_one(run, place, script)).await;
-        let end = match (&result, in_transaction) {
-            (_, false) => String::new(),
-            (Ok(()), true) => "commit;\n".to_owned(),
-            (Err(_), true) => "rollback;\n".to_owned(),
-        };
-        let ended = place.session.batch(&format!("{end}{}", place.back_to_owner())).await;
+        let result = Box::pin(fire_one(run, place, script)).await;
         result.map_err(|error| callback(event, error))?;
-        ended.map_err(|error| callback(event, error.into()))?;
     }
     Ok(())
+}
+
+/// One callback in a transaction of its own, tried again when it met a lock.
+async fn fire_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Result<(), Error> {
+    if script.language == Language::Program {
+        return run_one(run, place, script, 0).await;
+    }
+    let prepared = prepare(run.ctx, run.scripts, script, place.server_version)?;
+    let mut patience = Patience::of(run.ctx, place, [&prepared]);
+    // Of the session: a `commit` of the callback's own does not lift it.
+    let bound = SessionBound::set(&place.session, &patience).await?;
+    loop {
+        let begin = if prepared.in_transaction { "begin;\n" } else { "" };
+        place.session.batch(&format!("{begin}{}", place.preamble())).await?;
+        let result = run_one(run, place, script, patience.timeout_ms).await;
+        let end = match (&result, prepared.in_transaction) {
+            (_, false) => "",
+            (Ok(()), true) => "commit;\n",
+            (Err(_), true) => "rollback;\n",
+        };
+        let ended = place.session.batch(&format!("{end}{}", place.back_to_owner())).await;
+        let is_timeout = match (&result, &ended) {
+            (Err(error), Ok(())) => error.failure().is_some_and(|failure| {
+                failure.error.sqlstate() == Some("55P03") && failure.left == Left::Nothing
+            }),
+            (Ok(()), _) | (_, Err(_)) => false,
+        };
+        if is_timeout && patience.is_left() && !prepared.may_break_session() {
+            patience.step_back(run.ctx, &script.script).await?;
+            continue;
+        }
+        let put_back = place.session.batch(&bound.put_back()).await;
+        result?;
+        ended?;
+        return Ok(put_back?);
+    }
 }
 
 /// The callbacks of `event` in the transaction that is open.
@@ -53,7 +76,7 @@ pub(super) async fn fire_inside(
     event: &'static str,
 ) -> Result<(), Error> {
     for script in run.scripts.callbacks_of(event) {
-        let result = Box::pin(run_one(run, place, script)).await;
+        let result = Box::pin(run_one(run, place, script, 0)).await;
         result.map_err(|error| callback(event, error))?;
     }
     Ok(())
@@ -71,7 +94,12 @@ pub(super) async fn fire_after_error(run: &Run<'_>, place: &Place, events: &[&'s
     }
 }
 
-async fn run_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Result<(), Error> {
+async fn run_one(
+    run: &Run<'_>,
+    place: &Place,
+    script: &super::Script,
+    lock_timeout_ms: u32,
+) -> Result<(), Error> {
     run.ctx.report.detail(format!("callback `{}`", script.script));
     if script.language == Language::Program {
         return program::run(run, script).await;
@@ -80,8 +108,8 @@ async fn run_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Result
     // It was taken apart once already: this cannot fail.
     let statements = lexer::split(&prepared.text.text).unwrap_or_default();
     let mut flight = Flight::new(run, &place.session);
-    let ran =
-        run_statements(run, place, &mut flight, &prepared, &statements, Mode::OneByOne, None).await;
+    let mode = Mode::OneByOne { lock_timeout_ms };
+    let ran = run_statements(run, place, &mut flight, &prepared, &statements, mode, None).await;
     let landed = match ran {
         Ok(()) => flight.land().await.map_err(|crash| stop_of(crash, &statements)),
         Err(stop) => Err(stop),

@@ -92,6 +92,8 @@ pub enum Error {
     NoHistory { schemas: Vec<String>, has_legacy: bool },
     #[error("another migration has been running for more than {seconds} s: {holder}")]
     Locked { holder: String, seconds: u64 },
+    #[error("another runner has changed the history meanwhile")]
+    Overtaken,
 }
 
 impl Error {
@@ -129,7 +131,7 @@ impl Error {
             | Self::NoUndoScript { .. }
             | Self::NoHistory { .. } => Exit::History,
             Self::NoSchema { .. } | Self::NoCurrentSchema { .. } => Exit::Database,
-            Self::Locked { .. } => Exit::Locked,
+            Self::Locked { .. } | Self::Overtaken => Exit::Locked,
         }
     }
 
@@ -193,7 +195,17 @@ impl Error {
             Self::Failed(failure) if failure.error.sqlstate() == Some("55P03") => vec![
                 "see who holds the lock: `select * from pg_stat_activity where state <> 'idle'`"
                     .to_owned(),
-                "or wait longer: `--lock-timeout-ms`, `--lock-retries`".to_owned(),
+                match failure.left {
+                    Left::Statements { recorded: true, .. } => {
+                        "remove what the script left, then run `seedbed repair`".to_owned()
+                    }
+                    Left::Nothing
+                    | Left::Committed
+                    | Left::Statements { recorded: false, .. }
+                    | Left::Unknown => {
+                        "or wait longer: `--lock-timeout-ms`, `--lock-retries`".to_owned()
+                    }
+                },
             ],
             Self::Failed(failure) => match failure.left {
                 Left::Nothing => vec!["correct the script and run `seedbed migrate` again".to_owned()],
@@ -240,6 +252,7 @@ impl Error {
             Self::Locked { .. } => vec![
                 "wait for it, or set `flyway.lockRetryCount` higher".to_owned(),
             ],
+            Self::Overtaken => vec!["look with `seedbed info`, then run it again".to_owned()],
             Self::NotText { .. } => vec![
                 "save the file as UTF-8, or set `flyway.encoding` (`flyway.detectEncoding=true` guesses)"
                     .to_owned(),
@@ -301,7 +314,8 @@ impl Error {
             | Self::Git { .. }
             | Self::NoSuchTarget { .. }
             | Self::NoCurrentSchema { .. }
-            | Self::Locked { .. } => "ERROR",
+            | Self::Locked { .. }
+            | Self::Overtaken => "ERROR",
         }
     }
 

@@ -247,21 +247,39 @@ create index {index} on {table} (\"success\"){space};
         })
     }
 
-    /// Writes into the row with `rank` how its script ended.
+    /// Writes into the row of a script how it ended. Where somebody removed the row meanwhile
+    /// (Flyway's `repair` takes no lock) it is written anew, behind all others.
     pub(super) async fn finish(
         &self,
         session: &Session,
-        rank: i32,
-        execution_time: i32,
-        success: bool,
+        row: &NewRow<'_>,
     ) -> Result<(), pg::Error> {
+        let table = self.quoted();
         let sql = format!(
-            "update {} set execution_time = $2, success = $3 where installed_rank = $1",
-            self.quoted()
+            "update {table} set execution_time = $2, success = $3
+            where installed_rank = $1 and script = $4 and not success
+            returning installed_rank"
         );
-        let values: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&rank, Type::INT4), (&execution_time, Type::INT4), (&success, Type::BOOL)];
-        session.ask(&sql, &values).await.map(|_| ())
+        let script = short_script(row.script);
+        let values: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&row.installed_rank, Type::INT4),
+            (&row.execution_time, Type::INT4),
+            (&row.success, Type::BOOL),
+            (&script, Type::TEXT),
+        ];
+        if !session.ask(&sql, &values).await?.is_empty() {
+            return Ok(());
+        }
+        let next = format!("select coalesce(max(installed_rank), 0) + 1 from {table}");
+        let installed_rank = session.query_one(&next, &[]).await?.get(0);
+        self.insert_plainly(session, &NewRow { installed_rank, ..row.clone() }).await
+    }
+
+    /// Removes the row of a script that did not run after all.
+    pub(super) async fn forget(&self, session: &Session, rank: i32) -> Result<(), pg::Error> {
+        let sql =
+            format!("delete from {} where installed_rank = $1 and not success", self.quoted());
+        session.ask(&sql, &[(&rank, Type::INT4)]).await.map(|_| ())
     }
 
     /// [`Table::insert`], with the server's own error.

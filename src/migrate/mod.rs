@@ -21,6 +21,7 @@ mod history;
 mod info;
 mod lock;
 mod new;
+mod patience;
 mod place;
 mod placeholders;
 mod plan;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use super::Error;
-use super::apply::{Prepared, Run, Work, apply, prepare};
+use super::apply::{Applied, Prepared, Run, Work, apply, prepare};
 use super::callbacks::{fire, fire_after_error};
 use super::history::HistoryRow;
 use super::place::Place;
@@ -233,7 +233,7 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
-    /// Runs `pending`. `false`: a script gave the lock back, and there may be more to do.
+    /// Runs `pending`. `false`: the lock was given back in between, and there may be more to do.
     async fn run_all(
         &mut self,
         place: &mut Place,
@@ -254,9 +254,9 @@ impl Runner<'_> {
                 return Err(Error::Interrupted);
             }
             self.end_versioned(place, batch).await?;
-            self.run_batch(place, batch, rank).await?;
+            let is_done = self.run_batch(place, batch, rank).await?;
             rank += i32::try_from(batch.len()).unwrap_or(i32::MAX);
-            if batch.iter().any(|prepared| prepared.drops_locks) {
+            if !is_done || batch.iter().any(|prepared| prepared.drops_locks) {
                 return Ok(false);
             }
         }
@@ -280,12 +280,13 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// `false`: others were faster, and nothing of it ran.
     async fn run_batch(
         &mut self,
         place: &mut Place,
         batch: &[Prepared<'_>],
         first_rank: i32,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let step = self.ctx.report.step(step_name(batch));
         let statements = batch.iter().map(|prepared| prepared.statements).sum();
         let works: Vec<Work<'_>> = batch
@@ -293,10 +294,14 @@ impl Runner<'_> {
             .zip(first_rank..)
             .map(|(prepared, rank)| Work { prepared, rank, undoes: None })
             .collect();
-        let times = apply(&self.run(Some((&step, statements))), place, &works).await?;
+        let run = self.run(Some((&step, statements)));
+        let Applied::Times(times) = apply(&run, place, &works).await? else {
+            step.done("overtaken");
+            return Ok(false);
+        };
         step.done("");
         self.applied.extend(batch.iter().zip(times).map(|(one, time)| ran(one.script, time)));
-        Ok(())
+        Ok(true)
     }
 
     fn run<'s>(&'s self, step: Option<(&'s crate::report::Step, usize)>) -> Run<'s> {

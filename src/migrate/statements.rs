@@ -11,7 +11,7 @@ use super::flight::{Crash, Flight, Label};
 use super::place::Place;
 use super::resolve::shown;
 use super::script::{Script, SourcePlace, place_at, source_place};
-use super::transaction::{commits, ends_transaction};
+use super::transaction::{builds_beside, chains_transaction, commits, ends_transaction};
 use crate::pg::lexer::{self, CopyData, Statement};
 use crate::pg::names::{Rewritten, other_databases, rewrite};
 use crate::pg::{self, Session};
@@ -24,8 +24,11 @@ pub(super) enum Mode<'a> {
     /// `committed` is set once the script itself made something stay.
     Transaction {
         committed: &'a mut bool,
+        /// The statement that bounds a transaction's waits for locks.
+        bound: &'a str,
     },
-    OneByOne,
+    /// `lock_timeout_ms` is the session's, 0 where it is not ours.
+    OneByOne { lock_timeout_ms: u32 },
 }
 
 /// The events around each statement of a script; callbacks themselves have none.
@@ -160,7 +163,9 @@ pub(super) fn stop_of(crash: Crash, statements: &[Statement<'_>]) -> Stop {
 /// Whether each answer must be there before the next statement goes out: the script ends its
 /// transaction itself, so that what follows a failure would run.
 pub(super) fn ends_its_transaction(statements: &[Statement<'_>]) -> bool {
-    statements.iter().any(|statement| commits(statement) || ends_transaction(statement))
+    statements.iter().any(|statement| {
+        commits(statement) || ends_transaction(statement) || chains_transaction(statement)
+    })
 }
 
 /// Runs a script's statements. In a transaction the last answers may still be on their way
@@ -177,22 +182,40 @@ pub(super) async fn run_statements(
     let events = events.filter(|events| {
         run.scripts.has_callbacks(events.before) || run.scripts.has_callbacks(events.after)
     });
-    let waits =
-        matches!(mode, Mode::OneByOne) || events.is_some() || ends_its_transaction(statements);
+    let waits = matches!(mode, Mode::OneByOne { .. })
+        || events.is_some()
+        || ends_its_transaction(statements);
     for (index, statement) in statements.iter().enumerate() {
         if let Some(events) = events {
             flight.land().await.map_err(|crash| stop_of(crash, statements))?;
             fire_inside(run, place, events.before).await.map_err(Stop::Callback)?;
         }
+        let patient_ms = match mode {
+            Mode::OneByOne { lock_timeout_ms } if builds_beside(statement) => lock_timeout_ms,
+            Mode::OneByOne { .. } | Mode::Transaction { .. } => 0,
+        };
+        if patient_ms > 0 {
+            let set = flight.frame("set lock_timeout = 0".to_owned()).await;
+            set.map_err(|crash| stop_of(crash, statements))?;
+        }
         let sent = send(run, place, flight, prepared.script, statement, index).await;
         sent.map_err(|failed| failed.into_stop(statements))?;
+        if patient_ms > 0 {
+            let set = flight.frame(format!("set lock_timeout = {patient_ms}")).await;
+            set.map_err(|crash| stop_of(crash, statements))?;
+        }
         if waits {
             flight.land().await.map_err(|crash| stop_of(crash, statements))?;
         }
-        if let Mode::Transaction { committed } = &mut mode {
+        if let Mode::Transaction { committed, bound } = &mut mode {
             **committed |= commits(statement);
-            if ends_transaction(statement) {
-                let begun = flight.frame("begin".to_owned()).await;
+            let next = match (ends_transaction(statement), chains_transaction(statement)) {
+                (true, _) => format!("begin;\n{bound}"),
+                (false, true) => bound.to_owned(),
+                (false, false) => String::new(),
+            };
+            if !next.is_empty() {
+                let begun = flight.frame(next).await;
                 begun.map_err(|crash| stop_of(crash, statements))?;
             }
         }

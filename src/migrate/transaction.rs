@@ -46,10 +46,88 @@ pub(super) fn drops_locks(statement: &Statement<'_>) -> bool {
         || matches!(tokens, [first, second, ..] if first.is_word("discard") && second.is_word("all"))
 }
 
-/// Whether the statement says itself how long it waits for a lock.
+/// Whether the statement says itself how long it waits for a lock, or that it does not wait.
 pub(super) fn sets_own_timeout(statement: &Statement<'_>) -> bool {
-    let says = |token: &Token<'_>| token.is_word("lock_timeout") || token.is_word("nowait");
-    statement.tokens().iter().any(says)
+    let tokens = statement.tokens();
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(word));
+    let named = if is(1, "local") || is(1, "session") { 2 } else { 1 };
+    let sets = (is(0, "set") || is(0, "reset")) && is(named, "lock_timeout");
+    let calls = tokens.windows(3).any(|three| {
+        three[0].is_word("set_config")
+            && three[1].is_punct("(")
+            && three[2].kind == TokenKind::String
+            && three[2].value.eq_ignore_ascii_case("lock_timeout")
+    });
+    // The body of a block is one string; to look for the name in it is enough.
+    let runs = is(0, "do") && tokens.iter().any(|token| mentions(token, "lock_timeout"));
+    let mut at_nowait =
+        tokens.iter().enumerate().filter(|(_, token)| token.is_word("nowait")).map(|(at, _)| at);
+    sets || calls || runs || at_nowait.any(|at| is_nowait_clause(tokens, at))
+}
+
+fn mentions(token: &Token<'_>, name: &str) -> bool {
+    token.kind == TokenKind::String && token.value.to_ascii_lowercase().contains(name)
+}
+
+/// Whether the word `nowait` at `at` is the clause of `lock table`, of `for update` and its like, or of
+/// `alter … all in tablespace`; else it is a name.
+fn is_nowait_clause(tokens: &[Token<'_>], at: usize) -> bool {
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(word));
+    let is_last = at + 1 == tokens.len();
+    if is(0, "lock") {
+        let follows_name = at > 0
+            && tokens[at - 1].name().is_some()
+            && !(is(at - 1, "table") || is(at - 1, "only") || at == 1);
+        return is_last && (follows_name || tokens[at - 1].is_punct("*"));
+    }
+    if is(0, "alter") {
+        return is_last && tokens.iter().any(|token| token.is_word("tablespace"));
+    }
+    // Back over the names of `of a, b`.
+    let mut strength = at;
+    while strength > 0 && is_of_list(&tokens[strength - 1]) {
+        strength -= 1;
+    }
+    let of = (0..at).rev().find(|&at| is(at, "of"));
+    if let Some(of) = of.filter(|&of| of >= strength && of + 1 < at) {
+        // A comma or a dot before it makes it one of the names.
+        return tokens[at - 1].name().is_some() && is_strength(tokens, of);
+    }
+    is_strength(tokens, at)
+}
+
+fn is_of_list(token: &Token<'_>) -> bool {
+    token.name().is_some() || token.is_punct(",") || token.is_punct(".")
+}
+
+/// Whether `for update`, `for no key update`, `for share` or `for key share` stands before `at`.
+fn is_strength(tokens: &[Token<'_>], at: usize) -> bool {
+    let before: Vec<&str> = tokens[at.saturating_sub(4)..at]
+        .iter()
+        .map(|token| if token.kind == TokenKind::Word { &*token.value } else { "" })
+        .collect();
+    before.ends_with(&["for", "update"])
+        || before.ends_with(&["for", "share"])
+        || before.ends_with(&["for", "key", "share"])
+        || before.ends_with(&["for", "no", "key", "update"])
+}
+
+/// Whether the statement waits for others without holding anybody up, and is worse given up than
+/// waited for: an index that is built, dropped or rebuilt `concurrently` is left invalid.
+pub(super) fn builds_beside(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["create" | "drop", "index", "concurrently", ..]
+        | ["create", "unique", "index", "concurrently", ..] => true,
+        ["reindex", rest @ ..] => {
+            rest.contains(&"concurrently") || has_reindex_option(statement.tokens())
+        }
+        ["alter", "table", rest @ ..] => {
+            rest.contains(&"detach") && rest.last() == Some(&"concurrently")
+        }
+        _ => false,
+    }
 }
 
 /// Whether the statement is sure to leave role and search path alone: plain definitions, which call
@@ -86,6 +164,18 @@ pub(super) fn ends_transaction(statement: &Statement<'_>) -> bool {
         ["prepare", "transaction", ..] => true,
         ["commit" | "end" | "rollback" | "abort", rest @ ..] => {
             !rest.ends_with(&["and", "chain"]) || rest.ends_with(&["and", "no", "chain"])
+        }
+        _ => false,
+    }
+}
+
+/// Whether the statement ends the transaction and begins the next one itself.
+pub(super) fn chains_transaction(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["commit" | "end" | "rollback" | "abort", rest @ ..] => {
+            rest.ends_with(&["and", "chain"]) && !rest.contains(&"to")
         }
         _ => false,
     }
@@ -142,7 +232,9 @@ fn has_reindex_option(tokens: &[Token<'_>]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{commits, ends_transaction, keeps_session, needs_none};
+    use super::{
+        chains_transaction, commits, ends_transaction, keeps_session, needs_none, sets_own_timeout,
+    };
     use crate::pg::lexer::split;
 
     fn alone(sql: &str, server_version: i32) -> bool {
@@ -200,6 +292,45 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_that_the_script_sets_itself_is_told_from_names() {
+        let sets = |sql: &str| sets_own_timeout(&split(sql).expect("lexes")[0]);
+        for sql in [
+            "set lock_timeout = '1s'",
+            "SET LOCAL lock_timeout TO 100",
+            "reset lock_timeout",
+            "select set_config('lock_timeout', '1s', true)",
+            "do $$ begin set local lock_timeout = '1s'; end $$",
+            "lock table a in exclusive mode nowait",
+            "lock a nowait",
+            "lock nowait nowait",
+            "select * from a for update nowait",
+            "select * from a for no key update of a, s.b nowait",
+            "insert into b select * from a for key share nowait",
+            "with x as (select * from a for share nowait) select 1 from x",
+            "alter table all in tablespace x set tablespace y nowait",
+        ] {
+            assert!(sets(sql), "{sql}");
+        }
+        for sql in [
+            "create table a (nowait int, lock_timeout int)",
+            "select nowait from a",
+            "select a as nowait",
+            "alter table a add column nowait int",
+            "alter table a rename x to nowait",
+            "update a set lock_timeout = 1",
+            "lock nowait",
+            "lock table nowait",
+            "lock table a, nowait",
+            "select * from a for update of nowait",
+            "select * from a for update of a, nowait",
+            "comment on table a is 'nowait'",
+            "select 'lock_timeout'",
+        ] {
+            assert!(!sets(sql), "{sql}");
+        }
+    }
+
+    #[test]
     fn only_plain_definitions_leave_the_session_alone() {
         let keeps = |sql: &str| keeps_session(&split(sql).expect("lexes")[0]);
         for sql in [
@@ -242,6 +373,9 @@ mod tests {
         {
             assert!(!ends(sql), "{sql}");
         }
+        let chains = |sql: &str| chains_transaction(&split(sql).expect("lexes")[0]);
+        assert!(chains("commit and chain") && chains("rollback work and chain"));
+        assert!(!chains("commit") && !chains("commit and no chain") && !chains("select 1"));
         assert!(commits(&split("commit and chain").expect("lexes")[0]));
         assert!(!commits(&split("rollback").expect("lexes")[0]));
     }

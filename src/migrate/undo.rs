@@ -7,7 +7,7 @@
 use serde::Serialize;
 
 use super::Error;
-use super::apply::{Run, Work, apply, prepare};
+use super::apply::{Applied, Run, Work, apply, prepare};
 use super::history::HistoryRow;
 use super::plan::{Rules, State, Target as UpTo, plan};
 use super::resolve::Scripts;
@@ -95,7 +95,9 @@ async fn run_all(opened: &mut Opened<'_>, options: &Options) -> Result<Undone, E
         let step = ctx.report.step(format!("undo by `{}`", names_of.join("`, `")));
         let statements = batch.iter().map(|work| work.prepared.statements).sum();
         let run = Run { ctx, target, names, scripts, step: Some((&step, statements)) };
-        let times = apply(&run, place, batch).await?;
+        let Applied::Times(times) = apply(&run, place, batch).await? else {
+            return Err(Error::Overtaken);
+        };
         step.done("");
         undone.extend(batch.iter().zip(times).map(|(work, time)| ran(work.prepared.script, time)));
         if batch.iter().any(|work| work.prepared.drops_locks) {

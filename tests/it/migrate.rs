@@ -5,6 +5,7 @@ mod callbacks;
 mod faults;
 mod history;
 mod refused;
+mod runners;
 mod scenarios;
 mod site;
 mod statements;

@@ -8,10 +8,10 @@ use seedbed::pg::Session;
 use super::site::Site;
 use crate::harness::Run;
 
-const WAIT: &str = "lock table gate in share mode;\n";
+pub const WAIT: &str = "lock table gate in share mode;\n";
 
 /// A site with a table that `holder` keeps locked, so that a script can be stopped in its middle.
-async fn gated(files: &[(&str, &str)]) -> (Site, Session) {
+pub async fn gated(files: &[(&str, &str)]) -> (Site, Session) {
     let site = Site::new(files).await;
     site.database.run("create table gate (id int)").await;
     let holder = Session::connect(&site.database.target).await.expect("connects");
@@ -22,16 +22,16 @@ async fn gated(files: &[(&str, &str)]) -> (Site, Session) {
 const ALL: [&str; 3] = ["migrate", "--baseline-on-migrate", "--baseline-version=0"];
 
 impl Site {
-    fn start(&self, args: &[&str]) -> Child {
+    pub fn start(&self, args: &[&str]) -> Child {
         self.sandbox.command(&[&ALL[..], args].concat()).spawn().expect("was built")
     }
 
-    fn end(&self, child: Child) -> Run {
+    pub fn end(&self, child: Child) -> Run {
         self.sandbox.ended(&ALL, child.wait_with_output().expect("ends"))
     }
 
     /// Waits until somebody waits for a lock; asks the server itself to wait in between.
-    async fn until_blocked(&self) {
+    pub async fn until_blocked(&self) {
         let sql = "select count(*) from pg_locks l where not granted and l.database =
             (select oid from pg_database where datname = current_database()), pg_sleep(0.02)";
         let waits = async {
@@ -144,6 +144,115 @@ async fn a_migration_that_waits_for_a_table_steps_back_and_lets_others_pass() {
         run.stderr
     );
     assert!(site.has("b").await);
+}
+
+/// A site with the table `a`, which a session reads in a transaction that does not end.
+async fn read_by_somebody(files: &[(&str, &str)]) -> (Site, Session) {
+    let site = Site::new(&[("V1__a.sql", "create table a (id int);")]).await;
+    site.run(&["migrate"]).succeeds();
+    for (name, text) in files {
+        site.sql(name, text);
+    }
+    let holder = Session::connect(&site.database.target).await.expect("connects");
+    holder.batch("begin; select * from a").await.expect("reads");
+    (site, holder)
+}
+
+const ALTER: &str = "alter table a add column x int;\n";
+
+#[tokio::test]
+async fn a_script_outside_of_a_transaction_that_waits_for_a_table_steps_back_as_well() {
+    let files = [("V2__alter.sql", ALTER), ("V2__alter.sql.conf", "executeInTransaction=false\n")];
+    let (site, holder) = read_by_somebody(&files).await;
+    let child = site.start(&["--lock-timeout-ms=300"]);
+    site.until_blocked().await;
+    let reader = Session::connect(&site.database.target).await.expect("connects");
+    reader.batch("set statement_timeout = '20s'; select * from a").await.expect("is let through");
+    holder.batch("commit").await.expect("ends");
+    let run = site.end(child).succeeds();
+    assert!(run.stderr.contains("got no lock within 300 ms and stepped back"), "{}", run.stderr);
+    assert_eq!(site.history().await[1..], ["2|2|SQL|V2__alter.sql|t"]);
+    assert_eq!(site.database.text("select count(x) from a").await, "0");
+}
+
+#[tokio::test]
+async fn outside_of_a_transaction_nothing_that_ran_is_run_again_for_a_lock() {
+    let files = [("V2__alter.sql", ALTER), ("V2__alter.sql.conf", "executeInTransaction=false\n")];
+    let (site, _holder) = read_by_somebody(&files).await;
+    let bounds = ["migrate", "--quiet", "--lock-timeout-ms=50", "--lock-retries=1"];
+    // Nothing of it ran: nothing is left to repair.
+    let run = site.run(&bounds).exits(6);
+    assert!(run.stderr.contains("the database is as it was before this script"), "{}", run.stderr);
+    assert_eq!(site.history().await.len(), 1);
+    site.sql("V2__alter.sql", format!("create table b (id int);\n{ALTER}"));
+    let run = site.run(&bounds).exits(6);
+    assert_eq!(
+        run.stderr,
+        "error: run `sql/V2__alter.sql`, line 2: canceling statement due to lock timeout (SQLSTATE 55P03)\n  \
+         2 | alter table a add column x int;\n\
+         it ran without a transaction: the statement before this stays; the history has a row of it \
+         marked as failed\n  \
+         hint: see who holds the lock: `select * from pg_stat_activity where state <> 'idle'`\n  \
+         hint: remove what the script left, then run `seedbed repair`\n"
+    );
+    assert_eq!(site.history().await[1..], ["2|2|SQL|V2__alter.sql|f"]);
+}
+
+#[tokio::test]
+async fn an_index_is_built_concurrently_however_long_others_read() {
+    let files = [("V2__i.sql", "create index concurrently i on a (id);\n")];
+    let (site, holder) = read_by_somebody(&files).await;
+    holder.batch("insert into a values (1)").await.expect("writes");
+    let child = site.start(&["--lock-timeout-ms=1"]);
+    // It holds nobody up while it waits for the writer, and given up it would leave an invalid index.
+    let waits = "select count(*) from pg_locks where not granted and locktype = 'virtualxid'";
+    site.until(waits, |count| count != "0").await;
+    holder.batch("commit").await.expect("ends");
+    site.end(child).succeeds();
+    let valid = "select indisvalid from pg_index where indexrelid = 'i'::regclass";
+    assert_eq!(site.database.text(valid).await, "t");
+}
+
+#[tokio::test]
+async fn a_callback_waits_no_longer_for_a_table_than_a_script() {
+    let (site, holder) = read_by_somebody(&[("beforeMigrate.sql", ALTER)]).await;
+    let run = site.run(&["migrate", "--lock-timeout-ms=50", "--lock-retries=1"]).exits(6);
+    assert!(run.stderr.contains("callback `beforeMigrate`: "), "{}", run.stderr);
+    assert!(run.stderr.contains("lock timeout (SQLSTATE 55P03)"), "{}", run.stderr);
+    assert!(run.stderr.contains("stepped back; try 1 of 1"), "{}", run.stderr);
+    site.sql("beforeMigrate.sql.conf", "executeInTransaction=false\n");
+    let run = site.run(&["migrate", "--lock-timeout-ms=50"]).exits(6);
+    assert!(run.stderr.contains("lock timeout (SQLSTATE 55P03)"), "{}", run.stderr);
+    site.remove("beforeMigrate.sql.conf");
+    let child = site.start(&["--lock-timeout-ms=300"]);
+    site.until_blocked().await;
+    holder.batch("commit").await.expect("ends");
+    site.end(child).succeeds();
+    assert_eq!(site.database.text("select count(x) from a").await, "0");
+}
+
+#[tokio::test]
+async fn what_follows_a_commit_of_the_scripts_own_waits_no_longer() {
+    for commit in ["commit;\n", "commit and chain;\n"] {
+        let text = format!("create table b (id int);\n{commit}{ALTER}");
+        let (site, _holder) = read_by_somebody(&[("V2__alter.sql", &text)]).await;
+        let run = site.run(&["migrate", "--lock-timeout-ms=50"]).exits(6);
+        assert!(run.stderr.contains("lock timeout (SQLSTATE 55P03)"), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("what stands before the script's own `commit`"),
+            "{}",
+            run.stderr
+        );
+        assert!(site.has("b").await);
+    }
+}
+
+#[tokio::test]
+async fn a_column_that_is_called_nowait_changes_nothing() {
+    let text = format!("create table b (nowait int, lock_timeout int);\n{ALTER}");
+    let (site, _holder) = read_by_somebody(&[("V2__alter.sql", &text)]).await;
+    let run = site.run(&["migrate", "--lock-timeout-ms=50", "--lock-retries=1"]).exits(6);
+    assert!(run.stderr.contains("stepped back; try 1 of 1"), "{}", run.stderr);
 }
 
 #[tokio::test]
