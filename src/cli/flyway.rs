@@ -106,13 +106,14 @@ pub(super) async fn info(ctx: &Context, options: &args::Info) -> Result<Outcome,
             })
         })
         .collect();
+    let warnings = [&scripts.warnings[..], &info.warnings].concat();
     let document = json!({
         "schemaVersion": info.schema_version,
         "schemaName": ctx.config.migrate.schemas.join(", "),
         "migrations": migrations,
         "allSchemasEmpty": info.all_schemas_empty,
         "database": target.database,
-        "warnings": scripts.warnings,
+        "warnings": warnings,
         "operation": "info",
     });
     let text = if options.migration_ids {

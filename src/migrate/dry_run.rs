@@ -50,9 +50,9 @@ pub async fn dry_run(
     let rules = rules(ctx, options)?;
     let place = Place::open(ctx, target).await?;
     let scripts = for_schema(scripts, place.default_schema())?;
-    let has_table = place.table.exists(&place.session).await?;
-    let rows =
-        if has_table { place.table.rows_after(&place.session, None).await? } else { Vec::new() };
+    let rows = place.rows_at_rest(ctx).await?;
+    let has_table = rows.is_some();
+    let rows = rows.unwrap_or_default();
     if config.validate_on_migrate {
         check(ctx, &scripts, &rows, &[Pattern::ANY_PENDING])?;
     }

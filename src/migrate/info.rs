@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Error;
+use super::history::HistoryRow;
 use super::plan::{Entry, Rules, State, plan};
 use super::resolve::Scripts;
 use super::run::{Opened, Options, all_findings, rules};
@@ -22,6 +23,8 @@ pub struct Info {
     pub schema: String,
     pub all_schemas_empty: bool,
     pub migrations: Vec<InfoRow>,
+    /// Failed rows that are of a script which another runner is at.
+    pub warnings: Vec<String>,
 }
 
 /// One migration.
@@ -80,9 +83,14 @@ pub async fn info(ctx: &Context, target: &Target, scripts: &Scripts) -> Result<I
 }
 
 async fn read(opened: &Opened<'_>) -> Result<Info, Error> {
-    let rows = opened.rows().await?;
+    let (rows, runner) = opened.place.rows_and_runner().await?;
+    let rows = rows.unwrap_or_default();
     let rules = Rules { cherry_pick: Vec::new(), ..rules(opened.ctx, &Options::default())? };
     let plan = plan(&opened.scripts, &rows, &rules)?;
+    let warnings: Vec<String> = runner.iter().flat_map(|runner| running(&rows, runner)).collect();
+    for warning in &warnings {
+        opened.ctx.report.warn(warning.clone());
+    }
     let mut migrations: Vec<InfoRow> =
         plan.entries.iter().map(|entry| info_row(entry, &opened.scripts)).collect();
     migrations.extend(available_undo(&opened.scripts));
@@ -91,7 +99,14 @@ async fn read(opened: &Opened<'_>) -> Result<Info, Error> {
         schema: opened.place.default_schema().to_owned(),
         all_schemas_empty: rows.is_empty() && occupied_schemas(&opened.place).await?.is_empty(),
         migrations,
+        warnings,
     })
+}
+
+/// Flyway has no state for a script that runs: beside its failed row it is said in words.
+fn running(rows: &[HistoryRow], runner: &str) -> Vec<String> {
+    let failed = rows.iter().filter(|row| !row.success);
+    failed.map(|row| format!("`{}` is running now: {runner}", row.script)).collect()
 }
 
 /// Everything that does not fit between files and history, pending scripts included.
@@ -136,13 +151,17 @@ pub async fn validation(
 }
 
 async fn compare(opened: &Opened<'_>) -> Result<Validation, Error> {
-    let rows = opened.rows().await?;
+    let (rows, runner) = opened.place.rows_and_runner().await?;
+    let rows = rows.unwrap_or_default();
     let missing = missing_schemas(&opened.place).await?;
     if missing.contains(&opened.place.table.schema) {
         let finding = Finding::of_missing_schema(&opened.place.table.schema);
         return Ok(Validation { findings: vec![finding], count: 0 });
     }
-    let findings = all_findings(opened.ctx, &opened.scripts, &rows, &[])?;
+    let mut findings = all_findings(opened.ctx, &opened.scripts, &rows, &[])?;
+    if let Some(runner) = &runner {
+        findings.iter_mut().for_each(|finding| finding.say_it_is_running(runner));
+    }
     let rules = Rules { cherry_pick: Vec::new(), ..rules(opened.ctx, &Options::default())? };
     let count = plan(&opened.scripts, &rows, &rules)?.entries.len();
     Ok(Validation { findings, count })

@@ -36,9 +36,7 @@ pub(super) async fn acquire(
 ) -> Result<(), Error> {
     let mut tries = 0_i64;
     loop {
-        let values: [(&(dyn ToSql + Sync), Type); 1] = [(&key, Type::INT8)];
-        let rows = session.ask("select pg_catalog.pg_try_advisory_lock($1)", &values).await?;
-        if rows.iter().any(|row| row.get(0)) {
+        if try_once(session, key).await? {
             return Ok(());
         }
         if retries >= 0 && tries >= retries {
@@ -56,6 +54,13 @@ pub(super) async fn acquire(
     }
 }
 
+/// Takes the lock if nobody has it.
+pub(super) async fn try_once(session: &Session, key: i64) -> Result<bool, Error> {
+    let values: [(&(dyn ToSql + Sync), Type); 1] = [(&key, Type::INT8)];
+    let rows = session.ask("select pg_catalog.pg_try_advisory_lock($1)", &values).await?;
+    Ok(rows.iter().any(|row| row.get(0)))
+}
+
 /// Gives the lock back. `false`: a script had dropped it (`discard all`).
 pub(super) async fn release(session: &Session, key: i64) -> Result<bool, Error> {
     // Unlocking what is not locked would show a warning to the user.
@@ -69,7 +74,7 @@ pub(super) async fn release(session: &Session, key: i64) -> Result<bool, Error> 
 }
 
 /// Who holds the lock, in words.
-async fn holder(session: &Session, key: i64) -> Result<String, Error> {
+pub(super) async fn holder(session: &Session, key: i64) -> Result<String, Error> {
     let sql = "select l.pid, coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
             coalesce(host(a.client_addr), ''), coalesce(to_char(a.xact_start, 'HH24:MI:SS'), '')
         from pg_catalog.pg_locks l

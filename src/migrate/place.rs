@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::Error;
-use super::history::Table;
+use super::history::{HistoryRow, Table};
 use super::lock;
 use super::resolve::configured_schema;
 use crate::context::Context;
@@ -84,6 +84,47 @@ impl Place {
         lock::release(&self.session, self.lock_key).await.map(|_| ())
     }
 
+    /// The history's rows; `None` when there is no table.
+    pub(super) async fn rows(&self) -> Result<Option<Vec<HistoryRow>>, Error> {
+        match self.table.exists(&self.session).await? {
+            true => self.table.rows_after(&self.session, None).await.map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// [`Place::rows`], where a failed row is one of a script that does not run any more. While
+    /// another runner is at work a failed row may be of the script that it runs at this moment: that
+    /// one is waited for.
+    pub(super) async fn rows_at_rest(
+        &self,
+        ctx: &Context,
+    ) -> Result<Option<Vec<HistoryRow>>, Error> {
+        let rows = self.rows().await?;
+        if !has_failed(rows.as_deref()) {
+            return Ok(rows);
+        }
+        self.lock(ctx).await?;
+        let rows = self.rows().await?;
+        self.unlock().await?;
+        Ok(rows)
+    }
+
+    /// [`Place::rows`] without waiting, and who is at work while one of them is a failed one.
+    pub(super) async fn rows_and_runner(
+        &self,
+    ) -> Result<(Option<Vec<HistoryRow>>, Option<String>), Error> {
+        let rows = self.rows().await?;
+        if !has_failed(rows.as_deref()) {
+            return Ok((rows, None));
+        }
+        if !lock::try_once(&self.session, self.lock_key).await? {
+            return Ok((rows, Some(lock::holder(&self.session, self.lock_key).await?)));
+        }
+        let rows = self.rows().await?;
+        self.unlock().await?;
+        Ok((rows, None))
+    }
+
     /// [`Place::preamble`], or nothing where it would change nothing.
     pub(super) fn preamble_if_due(&self) -> String {
         if self.is_settled.load(Ordering::Relaxed) { String::new() } else { self.preamble() }
@@ -107,6 +148,10 @@ impl Place {
     pub(super) fn back_to_owner(&self) -> String {
         format!("reset session authorization;\nset role {};\n", quote::ident(&self.role))
     }
+}
+
+fn has_failed(rows: Option<&[HistoryRow]>) -> bool {
+    rows.unwrap_or_default().iter().any(|row| !row.success)
 }
 
 /// Shows what the server says beside its answers.

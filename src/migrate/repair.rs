@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Error;
-use super::history::short_description;
+use super::history::{HistoryRow, short_description};
 use super::plan::{Entry, Plan, Rules, State, plan};
 use super::resolve::Scripts;
 use super::run::{Opened, Options, rules};
@@ -78,14 +78,17 @@ pub async fn repair(
     let names = DatabaseName::live(&target.database);
     let opened = Opened::open(ctx, target, &names, scripts).await?;
     if act == Act::Plan {
-        let repaired = decide(&opened).await;
+        let repaired = decide(&opened, opened.place.rows_at_rest(ctx).await);
         opened.close(true).await;
         return repaired;
     }
     opened.fire("beforeRepair").await?;
     let result = async {
-        let repaired = decide(&opened).await?;
+        // A failed row may be of a script that another runner is at: its end is waited for.
+        opened.place.lock(ctx).await?;
+        let repaired = decide(&opened, opened.place.rows().await)?;
         write(&opened, &repaired).await?;
+        opened.place.unlock().await?;
         Ok(repaired)
     };
     let result: Result<Repaired, Error> = result.await;
@@ -97,8 +100,11 @@ pub async fn repair(
     result
 }
 
-async fn decide(opened: &Opened<'_>) -> Result<Repaired, Error> {
-    let rows = opened.rows().await?;
+fn decide(
+    opened: &Opened<'_>,
+    rows: Result<Option<Vec<HistoryRow>>, Error>,
+) -> Result<Repaired, Error> {
+    let rows = rows?.unwrap_or_default();
     let rules = Rules { cherry_pick: Vec::new(), ..rules(opened.ctx, &Options::default())? };
     let patterns = Pattern::parse_all(&opened.ctx.config.migrate.ignore_migration_patterns)?;
     Ok(decided(&plan(&opened.scripts, &rows, &rules)?, &patterns))

@@ -124,11 +124,7 @@ impl<'a> Opened<'a> {
 
     /// The history's rows; none when there is no table.
     pub(super) async fn rows(&self) -> Result<Vec<HistoryRow>, Error> {
-        if self.place.table.exists(&self.place.session).await? {
-            self.place.table.rows_after(&self.place.session, None).await
-        } else {
-            Ok(Vec::new())
-        }
+        Ok(self.place.rows().await?.unwrap_or_default())
     }
 
     pub(super) async fn close(self, went_well: bool) {
@@ -141,11 +137,9 @@ impl<'a> Opened<'a> {
 async fn migrate(opened: &mut Opened<'_>, rules: &Rules) -> Result<Outcome, Error> {
     let ctx = opened.ctx;
     let config = &ctx.config.migrate;
-    let has_table = opened.place.table.exists(&opened.place.session).await?;
-    let mut rows = match has_table {
-        true => opened.place.table.rows_after(&opened.place.session, None).await?,
-        false => Vec::new(),
-    };
+    let rows = opened.place.rows_at_rest(ctx).await?;
+    let has_table = rows.is_some();
+    let mut rows = rows.unwrap_or_default();
     if config.validate_on_migrate {
         opened.fire("beforeValidate").await?;
         if let Err(error) = check(ctx, &opened.scripts, &rows, &[Pattern::ANY_PENDING]) {
@@ -177,7 +171,8 @@ async fn migrate_with_history(
     let Opened { ctx, target, names, scripts, place } = opened;
     let first = plan(scripts, &rows, rules)?;
     refuse_failed(&first, ctx)?;
-    let before = first.current.clone();
+    let mut before = first.current.clone();
+    let mut after = first.current.clone();
     let mut is_over = first.pending.is_empty();
     let mut runner =
         Runner { ctx, target, names, scripts, versioned_ended: false, applied: Vec::new() };
@@ -188,6 +183,11 @@ async fn migrate_with_history(
         rows.extend(place.table.rows_after(&place.session, last_rank).await?);
         let now = plan(scripts, &rows, rules)?;
         refuse_failed(&now, ctx)?;
+        // What others did while this one waited for the lock is nothing that it did.
+        if runner.applied.is_empty() {
+            before.clone_from(&now.current);
+        }
+        after.clone_from(&now.current);
         let next_rank = rows.last().map_or(1, |row| row.installed_rank + 1);
         is_over = runner.run_all(place, &now.pending, next_rank).await?;
         place.unlock().await?;
@@ -201,7 +201,7 @@ async fn migrate_with_history(
     }
     opened.fire("afterMigrate").await?;
     let ran = applied.iter().filter_map(|ran| ran.version.as_deref()?.parse_version());
-    let after = ran.chain(before.clone()).max();
+    let after = ran.chain(after).max();
     Ok(Outcome {
         schema: opened.place.default_schema().to_owned(),
         before: before.map(|version| version.text().to_owned()),

@@ -71,10 +71,7 @@ pub async fn undo(
 async fn run_all(opened: &mut Opened<'_>, options: &Options) -> Result<Undone, Error> {
     let Opened { ctx, target, names, scripts, place } = opened;
     place.lock(ctx).await?;
-    let rows = match place.table.exists(&place.session).await? {
-        true => place.table.rows_after(&place.session, None).await?,
-        false => Vec::new(),
-    };
+    let rows = place.rows().await?.unwrap_or_default();
     let chosen = chosen(ctx, scripts, &rows, options)?;
     let prepared = chosen
         .iter()

@@ -18,6 +18,16 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// A failed row whose script another runner is at.
+    pub(super) fn say_it_is_running(&mut self, runner: &str) {
+        let is_failed = ["FAILED_VERSIONED_MIGRATION", "FAILED_REPEATABLE_MIGRATION"];
+        if let Some((name, _)) = self.message.split_once(DID_NOT_RUN_THROUGH)
+            && is_failed.contains(&self.code)
+        {
+            self.message = format!("{name} is running now: {runner}");
+        }
+    }
+
     /// The history's schema is not there.
     pub(super) fn of_missing_schema(schema: &str) -> Self {
         Self {
@@ -29,6 +39,8 @@ impl Finding {
         }
     }
 }
+
+const DID_NOT_RUN_THROUGH: &str = " did not run through";
 
 /// `type:state` of the setting `ignoreMigrationPatterns`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +145,7 @@ fn of_state(entry: &Entry<'_>, ignores: impl Fn(PatternState) -> bool) -> Option
     let either = |versioned, repeatable| if is_versioned { versioned } else { repeatable };
     let failed = || {
         let text = format!(
-            "{} did not run through; remove what it left half done, then run `seedbed repair`",
+            "{}{DID_NOT_RUN_THROUGH}; remove what it left half done, then run `seedbed repair`",
             named(entry)
         );
         Some(finding(
