@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::site::Site;
+use super::site::{Site, made_by_us};
 
 /// What callbacks and scripts say by `raise notice`, in order.
 fn said(stderr: &str) -> (Vec<String>, Vec<String>) {
@@ -18,6 +18,7 @@ async fn every_event_fires_in_flyways_order() {
     let scenarios = vectors["scenarios"].as_array().expect("is a list");
     let trace = scenarios.iter().find(|one| one["id"] == "callbacks_trace").expect("is there");
     let site = Site::new(&[]).await;
+    made_by_us(&site.database).await;
     for (number, step) in trace["steps"].as_array().expect("is a list").iter().enumerate() {
         for (name, text) in step["files"].as_object().into_iter().flatten() {
             site.sql(name, text.as_str().expect("is text"));

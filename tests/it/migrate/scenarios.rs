@@ -103,6 +103,7 @@ struct Stage {
 impl Stage {
     async fn new(scenario: &Value) -> Self {
         let database = server().create_database().await;
+        super::site::made_by_us(&database).await;
         let sandbox = Sandbox::new();
         sandbox.write("conf/dev.conf", super::flyway_conf(&database));
         std::fs::create_dir_all(sandbox.project().join("sql")).expect("makes a folder");

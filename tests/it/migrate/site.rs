@@ -67,3 +67,13 @@ impl Site {
         self.database.text(&format!("select to_regclass('{name}') is not null")).await == "t"
     }
 }
+
+/// Gives a database the marker of one that `up` has made, which `clean` asks for.
+pub async fn made_by_us(database: &TestDatabase) {
+    let name = database.name();
+    let marker = serde_json::json!({
+        "format": 1, "kind": "live", "database": name, "origin": null, "fingerprint": null,
+        "made_at": "2026-01-01T00:00:00Z",
+    });
+    database.run(&format!("comment on database \"{name}\" is 'seedbed {marker}'")).await;
+}

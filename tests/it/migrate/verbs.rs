@@ -1,7 +1,7 @@
 //! Flyway's verbs by the built program: what the recorded scenarios leave open, what Flyway sells, and
 //! what we do where we differ.
 
-use super::site::Site;
+use super::site::{Site, made_by_us};
 
 const A: (&str, &str) = ("V1__a.sql", "create table a (id int);\n");
 const B: (&str, &str) = ("V2__b.sql", "create table b (id int);\n");
@@ -174,16 +174,6 @@ async fn a_dry_run_prints_what_would_run_and_changes_nothing() {
     assert!(!site.has("c").await);
 }
 
-/// Gives the site's database the marker of one that `up` has made.
-async fn made_by_us(site: &Site) {
-    let name = site.database.name();
-    let marker = serde_json::json!({
-        "format": 1, "kind": "live", "database": name, "origin": null, "fingerprint": null,
-        "made_at": "2026-01-01T00:00:00Z",
-    });
-    site.database.run(&format!("comment on database \"{name}\" is 'seedbed {marker}'")).await;
-}
-
 #[tokio::test]
 async fn clean_is_disabled_unless_the_environment_enables_it() {
     let site = Site::new(&[A]).await;
@@ -199,7 +189,7 @@ async fn clean_is_disabled_unless_the_environment_enables_it() {
     let run = site.run(&["clean", "--clean-disabled=false"]).exits(12);
     assert!(run.stderr.contains("was not made by seedbed"), "{}", run.stderr);
     assert!(site.has("a").await);
-    made_by_us(&site).await;
+    made_by_us(&site.database).await;
     site.run(&["clean", "--clean-disabled=false"]).succeeds();
     assert!(!site.has("a").await && !site.has("flyway_schema_history").await);
 }
@@ -210,7 +200,7 @@ async fn clean_drops_the_schemas_that_migrate_made() {
         Site::new(&[("V1__a.sql", "create table a (id int); create table public.stays (id int);")])
             .await;
     site.run(&["migrate", "--schemas=app,other"]).succeeds();
-    made_by_us(&site).await;
+    made_by_us(&site.database).await;
     let done = site.json(&["clean", "--schemas=app,other", "--clean-disabled=false"]);
     assert_eq!(done["schemasDropped"], serde_json::json!(["app", "other"]));
     assert!(site.has("stays").await);
