@@ -206,26 +206,36 @@ pub(super) async fn validate_against(ctx: &Context, revision: &str) -> Result<Ou
 pub(super) async fn repair(ctx: &Context, options: &args::Repair) -> Result<Outcome, Error> {
     let (target, scripts) = target_and_scripts(ctx).await?;
     if options.dry_run {
-        let plan = migrate::repair(ctx, &target, &scripts, migrate::Act::Plan).await?;
+        let plan = repair_plan(ctx, &target, &scripts, options).await?;
         return Outcome::done(show::lines(&plan.describe()), repaired(&plan, &target));
     }
     if ctx.config.protected {
-        let mut plan = match options.upgrade_history {
-            true => vec!["take over the history table of Flyway 4".to_owned()],
-            false => Vec::new(),
-        };
-        if plan.is_empty() {
-            plan = migrate::repair(ctx, &target, &scripts, migrate::Act::Plan).await?.describe();
-        }
-        guard::deploy(ctx, &target, "repair", &plan)?;
+        let plan = repair_plan(ctx, &target, &scripts, options).await?;
+        guard::deploy(ctx, &target, "repair", &plan.describe())?;
     }
     let upgraded = match options.upgrade_history {
-        true => migrate::upgrade_history(ctx, &target).await?,
+        true => migrate::upgrade_history(ctx, &target, migrate::Act::Do).await?,
         false => None,
     };
     let mut done = migrate::repair(ctx, &target, &scripts, migrate::Act::Do).await?;
     done.upgraded = upgraded;
     Outcome::done(show::lines(&done.describe()), repaired(&done, &target))
+}
+
+/// What would be done. A table that is to be taken over first is compared after that.
+async fn repair_plan(
+    ctx: &Context,
+    target: &Target,
+    scripts: &Scripts,
+    options: &args::Repair,
+) -> Result<migrate::Repaired, Error> {
+    if options.upgrade_history {
+        let upgraded = migrate::upgrade_history(ctx, target, migrate::Act::Plan).await?;
+        if upgraded.is_some() {
+            return Ok(migrate::Repaired { upgraded, ..migrate::Repaired::default() });
+        }
+    }
+    Ok(migrate::repair(ctx, target, scripts, migrate::Act::Plan).await?)
 }
 
 fn repaired(done: &migrate::Repaired, target: &Target) -> Value {

@@ -6,18 +6,24 @@
 use super::Error;
 use super::history::Table;
 use super::place::Place;
+use super::repair::Act;
 use crate::context::Context;
 use crate::pg::{Target, quote};
 
-/// Renames the old table and brings it into today's shape. `None`: there is nothing to take over.
+/// Renames the old table and brings it into today's shape, or only names it. `None`: there is nothing
+/// to take over.
 ///
 /// # Errors
 /// What the server refused (nothing was changed).
-pub async fn upgrade_history(ctx: &Context, target: &Target) -> Result<Option<String>, Error> {
+pub async fn upgrade_history(
+    ctx: &Context,
+    target: &Target,
+    act: Act,
+) -> Result<Option<String>, Error> {
     let place = Place::open(ctx, target).await?;
     place.lock(ctx).await?;
     let old = old_table(&place).await?;
-    if let Some(old) = &old {
+    if let (Some(old), Act::Do) = (&old, act) {
         upgrade(&place, old).await?;
     }
     place.unlock().await?;

@@ -234,6 +234,9 @@ async fn the_history_of_flyway_4_and_3_is_taken_over_when_asked() {
         site.database.run(&table).await;
         let run = site.run(&["migrate"]).exits(7);
         assert!(run.stderr.contains("seedbed repair --upgrade-history"), "{}", run.stderr);
+        let plan = site.run(&["repair", "--upgrade-history", "--dry-run"]).succeeds();
+        assert_eq!(plan.stdout, "take over the table \"public\".\"schema_version\"\n");
+        assert!(!site.has("flyway_schema_history").await);
         site.run(&["repair", "--upgrade-history"]).succeeds();
         let history = site.history().await;
         assert_eq!(history, ["1|1|SQL|V1__a.sql|t"]);
