@@ -176,7 +176,13 @@ pub(super) fn lines(lines: &[String]) -> String {
 
 pub(super) fn undone(undone: &migrate::Undone) -> String {
     if undone.undone.is_empty() {
-        return "no version is applied, nothing to undo".to_owned();
+        return match &undone.before {
+            None => "no version is applied, nothing to undo".to_owned(),
+            Some(version) => format!(
+                "nothing to undo: what was applied last is not what was asked for; schema version \
+                 {version}"
+            ),
+        };
     }
     let before = undone.before.as_deref().unwrap_or("empty");
     let after = undone.after.as_deref().unwrap_or("empty");

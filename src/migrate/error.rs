@@ -76,7 +76,7 @@ pub enum Error {
     #[error("`clean` is disabled here")]
     CleanDisabled,
     #[error("version {version} (`{script}`) has no undo script")]
-    NoUndoScript { version: String, script: String },
+    NoUndoScript { version: String, script: String, file: String },
     #[error("compare with `{revision}`: {reason}")]
     Git { revision: String, reason: String },
     #[error("there is no migration with the target version {version}")]
@@ -167,9 +167,7 @@ impl Error {
             Self::CleanDisabled => vec![
                 "if everything in its schemas may go: `seedbed clean --clean-disabled=false`".to_owned(),
             ],
-            Self::NoUndoScript { version, .. } => {
-                vec![format!("write `U{version}__….sql` beside the script")]
-            }
+            Self::NoUndoScript { file, .. } => vec![format!("write `{file}` beside the script")],
             Self::NotSql { error, .. } => match &error.kind {
                 LexErrorKind::MetaCommand(_) => {
                     vec!["remove the line; only SQL is run, not psql's commands".to_owned()]
@@ -208,16 +206,14 @@ impl Error {
                 },
             ],
             Self::Failed(failure) => match failure.left {
-                Left::Nothing => vec!["correct the script and run `seedbed migrate` again".to_owned()],
-                Left::Committed => vec![
-                    "remove what the script left, correct it and run `seedbed migrate` again".to_owned(),
-                ],
+                Left::Nothing => vec![format!("correct the script and run {} again", verb(&failure.kind))],
+                Left::Committed | Left::Statements { recorded: false, .. } => vec![format!(
+                    "remove what the script left, correct it and run {} again",
+                    verb(&failure.kind)
+                )],
                 Left::Statements { recorded: true, .. } => {
                     vec!["remove what the script left, then run `seedbed repair`".to_owned()]
                 }
-                Left::Statements { recorded: false, .. } => vec![
-                    "remove what the script left, correct it and run `seedbed migrate` again".to_owned(),
-                ],
                 Left::Unknown => vec!["run `seedbed info`".to_owned()],
             },
             Self::Invalid(found) if found.iter().any(|one| one.code == "CHECKSUM_MISMATCH") => vec![
@@ -346,6 +342,16 @@ fn failed_code(kind: &Kind) -> &'static str {
         Kind::Baseline => "FAILED_BASELINE_MIGRATION",
         Kind::Undo => "FAILED_UNDO_MIGRATION",
         Kind::Callback(_) => "ERROR",
+    }
+}
+
+/// The command that runs scripts of this kind.
+fn verb(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Undo => "`seedbed undo`",
+        Kind::Versioned | Kind::Repeatable | Kind::Baseline | Kind::Callback(_) => {
+            "`seedbed migrate`"
+        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! `undo`: undo scripts (`U2__x.sql`), newest first.
+//! `undo`: undo scripts (`U2__x.sql`), what was applied last first, as Flyway documents it
+//! (<https://documentation.red-gate.com/fd/undo-277578896.html>): with out-of-order scripts that is not
+//! the highest version.
 //!
 //! Each runs in one transaction with a `DELETE` row for its version. Flyway's own `UNDO_SQL` rows
 //! make every open edition from 9.8 on fail; `DELETE` rows are read by all. A script that deletes
@@ -27,7 +29,7 @@ pub struct Undone {
     pub undone: Vec<Ran>,
 }
 
-/// The versions that would be undone, newest first, with their scripts.
+/// The versions that would be undone, in order, with their scripts.
 ///
 /// # Errors
 /// As [`undo`].
@@ -46,7 +48,7 @@ pub async fn undo_plan(
     Ok(lines)
 }
 
-/// Undoes the newest applied version, or with a target every one down to and with it.
+/// Undoes the version that was applied last; with a target all back to the first that is below it.
 ///
 /// # Errors
 /// A version without an undo script (nothing was done); a script that failed.
@@ -141,7 +143,7 @@ fn chosen<'a>(
         .filter_map(|entry| Some((entry.version.as_ref()?, entry.row?)))
         .filter(|(_, row)| !row.kind.starts_with("UNDO_"))
         .collect();
-    applied.sort_by(|a, b| b.0.cmp(a.0));
+    applied.sort_by_key(|(_, row)| std::cmp::Reverse(row.installed_rank));
     let meant: Vec<_> = match &wanted.target {
         _ if !wanted.cherry_pick.is_empty() => {
             let picked = |version: &Version| {
@@ -165,7 +167,16 @@ fn chosen<'a>(
             script.map(|script| (script, row)).ok_or_else(|| Error::NoUndoScript {
                 version: version.text().to_owned(),
                 script: row.script.clone(),
+                file: undo_file(ctx, version),
             })
         })
         .collect()
+}
+
+/// How the undo script of a version is to be called.
+fn undo_file(ctx: &Context, version: &Version) -> String {
+    let config = &ctx.config.migrate;
+    let suffix = config.sql_migration_suffixes.first().map_or("", String::as_str);
+    let (prefix, separator) = (&config.undo_sql_migration_prefix, &config.sql_migration_separator);
+    format!("{prefix}{version}{separator}…{suffix}")
 }

@@ -93,12 +93,51 @@ async fn undo_goes_back_by_delete_rows_that_every_flyway_reads() {
 async fn an_undo_that_fails_leaves_its_version_applied() {
     let site = Site::new(&[A, ("U1__a.sql", "drop table a;\nselect nope;\n")]).await;
     site.run(&["migrate"]).succeeds();
-    site.run(&["undo"]).exits(6);
+    let run = site.run(&["undo"]).exits(6);
+    assert!(
+        run.stderr.contains("hint: correct the script and run `seedbed undo` again"),
+        "{}",
+        run.stderr
+    );
     assert!(site.has("a").await);
     assert_eq!(site.history().await, ["1|1|SQL|V1__a.sql|t"]);
     site.remove("U1__a.sql");
     let run = site.run(&["undo"]).exits(7);
     assert!(run.stderr.contains("version 1 (`V1__a.sql`) has no undo script"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: write `U1__….sql` beside the script"), "{}", run.stderr);
+    let run = site.run(&["undo", "--undo-sql-migration-prefix=RB"]).exits(7);
+    assert!(run.stderr.contains("hint: write `RB1__….sql` beside the script"), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn undo_takes_back_what_was_applied_last() {
+    let site = Site::new(&[
+        A,
+        ("V3__c.sql", "create table c (id int);\n"),
+        ("U1__a.sql", "drop table a;\n"),
+        ("U2__b.sql", "drop table b;\n"),
+        ("U3__c.sql", "drop table c;\n"),
+    ])
+    .await;
+    site.run(&["migrate"]).succeeds();
+    site.sql(B.0, B.1);
+    site.run(&["migrate", "--out-of-order"]).succeeds();
+    // Version 2 came last and is below the target.
+    let run = site.run(&["undo", "--target", "3"]).succeeds();
+    assert!(run.stdout.starts_with("nothing to undo: "), "{}", run.stdout);
+    let plan = site.run(&["undo", "--dry-run"]).succeeds();
+    assert_eq!(plan.stdout, "run U2__b.sql\n");
+    site.run(&["undo"]).succeeds();
+    assert!(site.has("c").await && !site.has("b").await);
+    let run = site.run(&["undo", "--target", "99"]).succeeds();
+    assert_eq!(
+        run.stdout,
+        "nothing to undo: what was applied last is not what was asked for; schema version 3\n"
+    );
+    site.run(&["undo", "--target", "1"]).succeeds();
+    assert!(!site.has("c").await && !site.has("a").await);
+    let run = site.run(&["undo"]).succeeds();
+    assert_eq!(run.stdout, "no version is applied, nothing to undo\n");
 }
 
 #[tokio::test]
