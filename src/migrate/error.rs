@@ -24,6 +24,8 @@ pub enum Error {
     Read { path: Utf8PathBuf, error: std::io::Error },
     #[error("read `{path}`: {error}")]
     NotText { path: Utf8PathBuf, error: DecodeError },
+    #[error("`{}`, line {}: a character NUL (byte 0), which PostgreSQL takes nowhere", place.path, place.line)]
+    Nul { place: SourcePlace },
     #[error("location `{path}` is not there")]
     MissingLocation { path: Utf8PathBuf },
     #[error("{} of scripts cannot be read:{}", plural(.0.len(), "name"), list(.0))]
@@ -103,6 +105,7 @@ impl Error {
             Self::Pg(error) | Self::Sql { error, .. } => pg_exit(error),
             Self::Read { .. }
             | Self::NotText { .. }
+            | Self::Nul { .. }
             | Self::Names(_)
             | Self::Duplicate { .. }
             | Self::Placeholder { .. }
@@ -253,6 +256,9 @@ impl Error {
                 "save the file as UTF-8, or set `flyway.encoding` (`flyway.detectEncoding=true` guesses)"
                     .to_owned(),
             ],
+            Self::Nul { .. } => vec![
+                "remove it, or name the file's encoding: `flyway.encoding=UTF-16`".to_owned(),
+            ],
             Self::MissingLocation { path } => {
                 vec![format!("make the folder `{path}`, or change `flyway.locations`")]
             }
@@ -290,6 +296,7 @@ impl Error {
             | Self::Setting { .. }
             | Self::Read { .. }
             | Self::NotText { .. }
+            | Self::Nul { .. }
             | Self::MissingLocation { .. }
             | Self::Names(_)
             | Self::Placeholder { .. }
@@ -320,6 +327,7 @@ impl Error {
         match self {
             Self::NotSql { place, .. }
             | Self::Placeholder { place, .. }
+            | Self::Nul { place }
             | Self::Mixed { place } => Some(place),
             _ => self.failure()?.place.as_ref(),
         }

@@ -79,6 +79,13 @@ impl Script {
             None => encoding::decode(bytes, &config.encoding),
         };
         let text = decoded.map_err(|error| Error::NotText { path: named.path.clone(), error })?;
+        // The protocol's strings end at it: the client would refuse to send what holds one.
+        if named.language == Language::Sql
+            && let Some(offset) = text.find('\0')
+        {
+            let place = place_at(&named.path, &text, offset);
+            return Err(Error::Nul { place });
+        }
         let replaces_placeholders =
             settings.placeholder_replacement.unwrap_or(config.placeholder_replacement);
         let raw_checksum = checksum(&text);

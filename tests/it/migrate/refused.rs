@@ -57,6 +57,16 @@ async fn text_that_is_not_utf_8_is_refused_with_its_byte() {
 }
 
 #[tokio::test]
+async fn a_nul_is_refused_with_its_line() {
+    let files = [("V1__a.sql", "create table a (id int);\ninsert into a values (1);\0\n")];
+    assert_eq!(
+        refused(&files, &[], 6).await,
+        "error: `[project]/sql/V1__a.sql`, line 2: a character NUL (byte 0), which PostgreSQL takes nowhere\n  \
+         hint: remove it, or name the file's encoding: `flyway.encoding=UTF-16`\n"
+    );
+}
+
+#[tokio::test]
 async fn a_dollar_quote_without_its_end_is_shown_where_it_opened() {
     let text = "create table a (id int);\ncreate function f() returns int as $body$\n  begin return 1; end\n";
     assert_eq!(
