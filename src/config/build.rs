@@ -302,6 +302,13 @@ fn notes(settings: &Settings<'_>) -> Result<Vec<String>, Error> {
             format!("the parameter `{name}` of the URL in {place} has no effect in seedbed")
         }));
     }
+    let lock = "flyway.postgresql.transactional.lock";
+    let place = settings.place(lock);
+    if place != "default" {
+        notes.push(format!(
+            "`{lock}` in {place} has no effect in seedbed: its lock is always the session's"
+        ));
+    }
     Ok(notes)
 }
 

@@ -129,4 +129,13 @@ async fn unknown_and_unsupported_settings_are_named() {
         run.stderr
     );
     assert!(run.stderr.contains("the parameter `tcpKeepAlive` of the URL"), "{}", run.stderr);
+    site.sandbox.write("flyway.conf", format!("{conf}flyway.postgresql.transactional.lock=true\n"));
+    let run = site.run(&["migrate"]).succeeds();
+    assert!(
+        run.stderr.contains(
+            "`flyway.postgresql.transactional.lock` in flyway.conf:5 has no effect in seedbed"
+        ),
+        "{}",
+        run.stderr
+    );
 }
