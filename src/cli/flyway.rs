@@ -36,7 +36,11 @@ pub(super) async fn migrate(ctx: &Context, options: &args::Migrate) -> Result<Ou
         let plan = migrate::dry_run(ctx, &target, &scripts, &for_run).await?;
         guard::deploy(ctx, &target, "migrate", &show::planned(&plan))?;
     }
-    let outcome = migrate::run(ctx, &target, &names, &scripts, &for_run).await?;
+    let ran = migrate::run_or_halt(ctx, &target, &names, &scripts, &for_run).await;
+    let (outcome, error) = match ran {
+        Ok(outcome) => (outcome, None),
+        Err(halted) => (halted.outcome, Some(halted.error)),
+    };
     let migrations: Vec<Value> = outcome
         .applied
         .iter()
@@ -58,14 +62,17 @@ pub(super) async fn migrate(ctx: &Context, options: &args::Migrate) -> Result<Ou
         "schemaName": ctx.config.migrate.schemas.join(", "),
         "migrationsExecuted": migrations.len(),
         "migrations": migrations,
-        "success": true,
+        "success": error.is_none(),
         "database": target.database,
         "databaseType": "PostgreSQL",
         "schemaVersion": outcome.after,
         "warnings": outcome.warnings,
         "operation": "migrate",
     });
-    Outcome::done(show::migrated(&outcome), document)
+    match error {
+        None => Outcome::done(show::migrated(&outcome), document),
+        Some(error) => Outcome::failed(document, error.into()),
+    }
 }
 
 pub(super) async fn info(ctx: &Context, options: &args::Info) -> Result<Outcome, Error> {

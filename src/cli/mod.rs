@@ -28,13 +28,22 @@ pub(crate) struct Outcome {
     /// For machines.
     pub json: serde_json::Value,
     pub exit: u8,
+    /// What it failed with after it had done something; `json` stands beside it.
+    pub failure: Option<Error>,
 }
 
 impl Outcome {
     pub(crate) fn done(text: String, json: impl serde::Serialize) -> Result<Self, Error> {
         let json = serde_json::to_value(json)
             .map_err(|error| Error::CommandLine(format!("write JSON: {error}")))?;
-        Ok(Self { text, json, exit: Exit::Done as u8 })
+        Ok(Self { text, json, exit: Exit::Done as u8, failure: None })
+    }
+
+    /// With what was done before the failure, for machines.
+    pub(crate) fn failed(json: impl serde::Serialize, failure: Error) -> Result<Self, Error> {
+        let exit = failure.exit() as u8;
+        let done = Self::done(String::new(), json)?;
+        Ok(Self { exit, failure: Some(failure), ..done })
     }
 }
 
@@ -85,18 +94,21 @@ async fn run_with_signals(cli: &Cli, env: Env) -> u8 {
     if let Some(signals) = signals {
         signals.abort();
     }
-    match result.and_then(|outcome| print(cli, outcome)) {
-        Ok(exit) => exit,
-        Err(error) => {
-            let failure = Failure::of(&error);
-            report::stderr(&failure.text(color));
-            if cli.global.json {
-                // Nobody is left to tell when standard output is gone as well.
-                let _ = report::stdout(&json::document::<()>(None, Some(&failure)));
-            }
-            error.exit() as u8
-        }
+    let (done, error) = match result {
+        Ok(Outcome { json, failure: Some(error), .. }) => (Some(json), error),
+        Ok(outcome) => match print(cli, outcome) {
+            Ok(exit) => return exit,
+            Err(error) => (None, error),
+        },
+        Err(error) => (None, error),
+    };
+    let failure = Failure::of(&error);
+    report::stderr(&failure.text(color));
+    if cli.global.json {
+        // Nobody is left to tell when standard output is gone as well.
+        let _ = report::stdout(&json::document(done.as_ref(), Some(&failure)));
     }
+    error.exit() as u8
 }
 
 fn print(cli: &Cli, outcome: Outcome) -> Result<u8, Error> {

@@ -214,7 +214,8 @@ async fn psql(ctx: &Context, options: &args::Psql) -> Result<Outcome, Error> {
         None => reached.target.clone(),
     };
     let code = status::psql(ctx, reached.server.as_ref(), &target, &options.args).await?;
-    Ok(Outcome { text: String::new(), json: serde_json::json!({ "exit": code }), exit: code })
+    let json = serde_json::json!({ "exit": code });
+    Ok(Outcome { text: String::new(), json, exit: code, failure: None })
 }
 
 async fn users_check(ctx: &Context) -> Result<Outcome, Error> {

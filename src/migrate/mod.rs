@@ -52,7 +52,7 @@ pub use placeholders::PlaceholderError;
 pub use plan::State;
 pub use repair::{Act, Repaired, Touched, repair};
 pub use resolve::{Scripts, resolve};
-pub use run::{Options, Outcome, Ran, run};
+pub use run::{Halted, Options, Outcome, Ran, run, run_or_halt};
 pub use script::{Language, Script, ScriptSettings, SourcePlace};
 pub use undo::{Undone, undo, undo_plan};
 pub use upgrade::upgrade_history;

@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 /// What `migrate` did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
     /// The default schema.
     pub schema: String,
@@ -38,6 +38,14 @@ pub struct Outcome {
     /// In order.
     pub applied: Vec<Ran>,
     pub warnings: Vec<String>,
+}
+
+/// A `migrate` that failed on its way.
+#[derive(Debug)]
+pub struct Halted {
+    pub error: Error,
+    /// What it did before.
+    pub outcome: Outcome,
 }
 
 /// One script that ran.
@@ -66,11 +74,33 @@ pub async fn run(
     scripts: &Scripts,
     options: &Options,
 ) -> Result<Outcome, Error> {
-    let rules = rules(ctx, options)?;
-    let mut opened = Opened::open(ctx, target, names, scripts).await?;
-    let result = migrate(&mut opened, &rules).await;
-    opened.close(result.is_ok()).await;
-    result
+    run_or_halt(ctx, target, names, scripts, options).await.map_err(|halted| halted.error)
+}
+
+/// [`run`], which tells of a failure also what was applied before it.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_or_halt(
+    ctx: &Context,
+    target: &Target,
+    names: &DatabaseName,
+    scripts: &Scripts,
+    options: &Options,
+) -> Result<Outcome, Box<Halted>> {
+    let mut outcome = Outcome { warnings: scripts.warnings.clone(), ..Outcome::default() };
+    let result = async {
+        let rules = rules(ctx, options)?;
+        let mut opened = Opened::open(ctx, target, names, scripts).await?;
+        opened.place.default_schema().clone_into(&mut outcome.schema);
+        let result = migrate(&mut opened, &rules, &mut outcome).await;
+        opened.close(result.is_ok()).await;
+        result
+    };
+    match result.await {
+        Ok(()) => Ok(outcome),
+        Err(error) => Err(Box::new(Halted { error, outcome })),
+    }
 }
 
 /// A session with everything that a verb needs on it.
@@ -134,7 +164,11 @@ impl<'a> Opened<'a> {
     }
 }
 
-async fn migrate(opened: &mut Opened<'_>, rules: &Rules) -> Result<Outcome, Error> {
+async fn migrate(
+    opened: &mut Opened<'_>,
+    rules: &Rules,
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
     let ctx = opened.ctx;
     let config = &ctx.config.migrate;
     let rows = opened.place.rows_at_rest(ctx).await?;
@@ -155,7 +189,7 @@ async fn migrate(opened: &mut Opened<'_>, rules: &Rules) -> Result<Outcome, Erro
         rows = opened.place.table.rows_after(&opened.place.session, None).await?;
     }
     check_target(&opened.scripts, &rows, &rules.target)?;
-    let result = migrate_with_history(opened, rules, rows).await;
+    let result = migrate_with_history(opened, rules, rows, outcome).await;
     if result.is_err() {
         opened.fire_after_error("afterMigrateError").await;
     }
@@ -166,16 +200,15 @@ async fn migrate_with_history(
     opened: &mut Opened<'_>,
     rules: &Rules,
     mut rows: Vec<HistoryRow>,
-) -> Result<Outcome, Error> {
+    outcome: &mut Outcome,
+) -> Result<(), Error> {
     opened.fire("beforeMigrate").await?;
     let Opened { ctx, target, names, scripts, place } = opened;
     let first = plan(scripts, &rows, rules)?;
     refuse_failed(&first, ctx)?;
-    let mut before = first.current.clone();
-    let mut after = first.current.clone();
+    outcome.set_versions(first.current.as_ref());
     let mut is_over = first.pending.is_empty();
-    let mut runner =
-        Runner { ctx, target, names, scripts, versioned_ended: false, applied: Vec::new() };
+    let mut runner = Runner { ctx, target, names, scripts, versioned_ended: false, outcome };
     while !is_over {
         // Others may have migrated since: what counts is read under the lock.
         place.lock(ctx).await?;
@@ -184,40 +217,36 @@ async fn migrate_with_history(
         let now = plan(scripts, &rows, rules)?;
         refuse_failed(&now, ctx)?;
         // What others did while this one waited for the lock is nothing that it did.
-        if runner.applied.is_empty() {
-            before.clone_from(&now.current);
-        }
-        after.clone_from(&now.current);
+        runner.outcome.set_versions(now.current.as_ref());
         let next_rank = rows.last().map_or(1, |row| row.installed_rank + 1);
         is_over = runner.run_all(place, &now.pending, next_rank).await?;
         place.unlock().await?;
     }
-    let Runner { versioned_ended, applied, .. } = runner;
+    let versioned_ended = runner.versioned_ended;
     if !versioned_ended {
         opened.fire("afterVersioned").await?;
     }
-    if !applied.is_empty() {
+    if !outcome.applied.is_empty() {
         opened.fire("afterMigrateApplied").await?;
     }
-    opened.fire("afterMigrate").await?;
-    let ran = applied.iter().filter_map(|ran| ran.version.as_deref()?.parse_version());
-    let after = ran.chain(after).max();
-    Ok(Outcome {
-        schema: opened.place.default_schema().to_owned(),
-        before: before.map(|version| version.text().to_owned()),
-        after: after.map(|version| version.text().to_owned()),
-        applied,
-        warnings: opened.scripts.warnings.clone(),
-    })
+    opened.fire("afterMigrate").await
 }
 
-trait ParseVersion {
-    fn parse_version(&self) -> Option<Version>;
-}
+impl Outcome {
+    /// `current`: the highest version now. It is the one before until something was applied.
+    fn set_versions(&mut self, current: Option<&Version>) {
+        self.after = current.map(|version| version.text().to_owned());
+        if self.applied.is_empty() {
+            self.before.clone_from(&self.after);
+        }
+    }
 
-impl ParseVersion for str {
-    fn parse_version(&self) -> Option<Version> {
-        Version::parse(self).ok()
+    fn add(&mut self, ran: Ran) {
+        let parsed = |text: &Option<String>| Version::parse(text.as_deref()?).ok();
+        if parsed(&ran.version) > parsed(&self.after) {
+            self.after.clone_from(&ran.version);
+        }
+        self.applied.push(ran);
     }
 }
 
@@ -229,7 +258,7 @@ struct Runner<'a> {
     scripts: &'a Scripts,
     /// `afterVersioned` was fired.
     versioned_ended: bool,
-    applied: Vec<Ran>,
+    outcome: &'a mut Outcome,
 }
 
 impl Runner<'_> {
@@ -300,7 +329,9 @@ impl Runner<'_> {
             return Ok(false);
         };
         step.done("");
-        self.applied.extend(batch.iter().zip(times).map(|(one, time)| ran(one.script, time)));
+        for (prepared, time) in batch.iter().zip(times) {
+            self.outcome.add(ran(prepared.script, time));
+        }
         Ok(true)
     }
 

@@ -25,6 +25,8 @@ pub struct Failure {
 pub struct FlywayFacts {
     pub error_code: &'static str,
     pub sql_state: Option<String>,
+    /// PostgreSQL's driver in Java has none: 0 beside every state.
+    pub sql_error_code: Option<i32>,
     pub line_number: Option<u32>,
     pub path: Option<String>,
 }
@@ -33,9 +35,11 @@ impl FlywayFacts {
     fn of(error: &Error) -> Option<Self> {
         let Error::Migrate(error) = error else { return None };
         let failure = error.failure();
+        let sql_state = failure.and_then(|one| one.error.sqlstate()).map(str::to_owned);
         Some(Self {
             error_code: error.flyway_code(),
-            sql_state: failure.and_then(|one| one.error.sqlstate()).map(str::to_owned),
+            sql_error_code: sql_state.as_ref().map(|_| 0),
+            sql_state,
             line_number: error.place().map(|place| place.line),
             path: error.place().map(|place| place.path.to_string()),
         })

@@ -36,6 +36,25 @@ async fn a_failure_outside_of_a_transaction_leaves_a_failed_row() {
 }
 
 #[tokio::test]
+async fn the_json_of_a_failure_tells_what_was_applied_before_it() {
+    let site = Site::new(&[A, ("V2__bad.sql", "select 1;\nselect nope;\n")]).await;
+    let failed = site.run(&["--json", "--quiet", "migrate"]).exits(6).json();
+    assert_eq!((&failed["format"], &failed["success"]), (&1.into(), &false.into()));
+    assert_eq!(failed["migrationsExecuted"], 1);
+    assert_eq!(failed["migrations"][0]["version"], "1");
+    assert_eq!(failed["initialSchemaVersion"], serde_json::Value::Null);
+    assert_eq!(failed["targetSchemaVersion"], "1");
+    let error = &failed["error"];
+    assert_eq!((&error["kind"], &error["sqlState"]), (&"script".into(), &"42703".into()));
+    assert_eq!((&error["sqlErrorCode"], &error["lineNumber"]), (&0.into(), &2.into()));
+    // Nothing was tried: nothing but the error.
+    site.sql("V2__bad.sql", "select '");
+    let failed = site.run(&["--json", "--quiet", "migrate"]).exits(6).json();
+    assert_eq!(failed["success"], false);
+    assert_eq!(failed["migrationsExecuted"], 0);
+}
+
+#[tokio::test]
 async fn a_program_that_fails_leaves_a_failed_row_and_says_what_it_said() {
     let site = Site::new(&[("V1__a.sh", "echo \"no $FP__who__ here\" >&2; exit 3\n")]).await;
     let run = site.run(&["--quiet", "migrate", "--placeholders", "who=driver"]).exits(6);
@@ -90,26 +109,6 @@ async fn undo_goes_back_by_delete_rows_that_every_flyway_reads() {
 }
 
 #[tokio::test]
-async fn an_undo_that_fails_leaves_its_version_applied() {
-    let site = Site::new(&[A, ("U1__a.sql", "drop table a;\nselect nope;\n")]).await;
-    site.run(&["migrate"]).succeeds();
-    let run = site.run(&["undo"]).exits(6);
-    assert!(
-        run.stderr.contains("hint: correct the script and run `seedbed undo` again"),
-        "{}",
-        run.stderr
-    );
-    assert!(site.has("a").await);
-    assert_eq!(site.history().await, ["1|1|SQL|V1__a.sql|t"]);
-    site.remove("U1__a.sql");
-    let run = site.run(&["undo"]).exits(7);
-    assert!(run.stderr.contains("version 1 (`V1__a.sql`) has no undo script"), "{}", run.stderr);
-    assert!(run.stderr.contains("hint: write `U1__….sql` beside the script"), "{}", run.stderr);
-    let run = site.run(&["undo", "--undo-sql-migration-prefix=RB"]).exits(7);
-    assert!(run.stderr.contains("hint: write `RB1__….sql` beside the script"), "{}", run.stderr);
-}
-
-#[tokio::test]
 async fn undo_takes_back_what_was_applied_last() {
     let site = Site::new(&[
         A,
@@ -138,6 +137,26 @@ async fn undo_takes_back_what_was_applied_last() {
     assert!(!site.has("c").await && !site.has("a").await);
     let run = site.run(&["undo"]).succeeds();
     assert_eq!(run.stdout, "no version is applied, nothing to undo\n");
+}
+
+#[tokio::test]
+async fn an_undo_that_fails_leaves_its_version_applied() {
+    let site = Site::new(&[A, ("U1__a.sql", "drop table a;\nselect nope;\n")]).await;
+    site.run(&["migrate"]).succeeds();
+    let run = site.run(&["undo"]).exits(6);
+    assert!(
+        run.stderr.contains("hint: correct the script and run `seedbed undo` again"),
+        "{}",
+        run.stderr
+    );
+    assert!(site.has("a").await);
+    assert_eq!(site.history().await, ["1|1|SQL|V1__a.sql|t"]);
+    site.remove("U1__a.sql");
+    let run = site.run(&["undo"]).exits(7);
+    assert!(run.stderr.contains("version 1 (`V1__a.sql`) has no undo script"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: write `U1__….sql` beside the script"), "{}", run.stderr);
+    let run = site.run(&["undo", "--undo-sql-migration-prefix=RB"]).exits(7);
+    assert!(run.stderr.contains("hint: write `RB1__….sql` beside the script"), "{}", run.stderr);
 }
 
 #[tokio::test]
