@@ -45,9 +45,9 @@ pub enum Error {
     Empty { path: Utf8PathBuf },
     #[error("read seed file `{path}` line {line}: {reason}")]
     NotText { path: Utf8PathBuf, line: u64, reason: &'static str },
-    #[error("read seed file `{}` line {}: {reason}\n{}", place.path, place.line, place.snippet())]
+    #[error("read seed file `{}` line {}: {reason}{}", place.path, place.line, place.excerpt())]
     Invalid { place: SourcePlace, reason: String, hint: Option<String> },
-    #[error("run seed file `{}` line {}: {error}\n{}", place.path, place.line, place.snippet())]
+    #[error("run seed file `{}` line {}: {error}{}", place.path, place.line, place.excerpt())]
     Statement { place: SourcePlace, error: pg::Error },
     #[error("restore `{path}` by pg_restore: {message}")]
     Restore { path: Utf8PathBuf, message: String },
@@ -315,12 +315,18 @@ fn copy_failure(script: &Script, statement: &Statement, first_row: u64, error: p
         return failure(&script.path, statement, error);
     };
     let line = first_row + row.saturating_sub(1);
+    // The server names a column, or shows the row between quotes, or, of a key that is there twice,
+    // nothing.
+    let source = match rest.starts_with("column ") {
+        true => rest.to_owned(),
+        false => script.row(line).unwrap_or_else(|| rest.to_owned()),
+    };
     Error::Statement {
         place: SourcePlace {
             path: script.path.clone(),
             line: u32::try_from(line).unwrap_or(u32::MAX),
             column: None,
-            source: rest.to_owned(),
+            source,
         },
         error,
     }

@@ -32,7 +32,7 @@ pub enum Error {
     Names(Vec<InvalidName>),
     #[error("more than one script for {what}:\n  {first}\n  {second}")]
     Duplicate { what: String, first: String, second: String, code: &'static str },
-    #[error("`{}`, line {}: {error}\n{}", place.path, place.line, place.snippet())]
+    #[error("`{}`, line {}: {error}{}", place.path, place.line, place.excerpt())]
     Placeholder { place: SourcePlace, error: PlaceholderError },
     #[error("`{path}`, line {line}: {reason}")]
     ScriptSettings { path: Utf8PathBuf, line: u32, reason: String },
@@ -42,15 +42,15 @@ pub enum Error {
     Write { path: Utf8PathBuf, error: std::io::Error },
     #[error("`{description}` has no letter or digit to name a file after")]
     NoDescription { description: String },
-    #[error("`{}`, line {}, column {}: {}\n{}", place.path, place.line, error.column, error.message(), place.snippet())]
+    #[error("`{}`, line {}, column {}: {}{}", place.path, place.line, error.column, error.message(), place.excerpt())]
     NotSql { place: SourcePlace, error: LexError },
     #[error("run `{path}`: {reason}\n{left}")]
     Program { path: Utf8PathBuf, reason: String, left: Left },
     #[error("callback `{event}`: {error}")]
     Callback { event: &'static str, error: Box<Error> },
     #[error(
-        "`{}`, line {}: this statement cannot run in a transaction, others of the script can\n{}",
-        place.path, place.line, place.snippet()
+        "`{}`, line {}: this statement cannot run in a transaction, others of the script can{}",
+        place.path, place.line, place.excerpt()
     )]
     Mixed { place: SourcePlace },
     #[error("`{path}` cannot run in a transaction, other scripts of the group can")]

@@ -72,7 +72,7 @@ impl fmt::Display for ScriptFailure {
         }
         write!(f, ": {}", self.error)?;
         if let Some(place) = &self.place {
-            write!(f, "\n{}", place.snippet())?;
+            f.write_str(&place.excerpt())?;
         }
         if let Some(hint) = self.error.sql().and_then(|sql| sql.hint.as_deref()) {
             write!(f, "\n{hint}")?;

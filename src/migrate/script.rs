@@ -223,17 +223,21 @@ pub struct SourcePlace {
     pub line: u32,
     /// From 1, in characters; `None`: the line as a whole is meant.
     pub column: Option<u32>,
-    /// The line itself, without its end.
+    /// The line itself, without its end; empty where it is not at hand.
     pub source: String,
 }
 
 impl SourcePlace {
-    /// The source line with a caret under the column, indented, without a final line end.
-    pub fn snippet(&self) -> String {
+    /// The source line with a caret under the column, indented, each after a line end. Nothing where
+    /// there is nothing to see.
+    pub fn excerpt(&self) -> String {
+        if self.source.trim().is_empty() {
+            return String::new();
+        }
         let number = self.line.to_string();
         // One character stands for each, so that a caret after tabs stays below its place.
         let (source, column) = window(&self.source, self.column);
-        let mut text = format!("  {number} | {source}");
+        let mut text = format!("\n  {number} | {source}");
         if let Some(column) = column {
             let gap = " ".repeat(number.len() + 2);
             let indent: String =
@@ -295,15 +299,22 @@ mod tests {
         let text = "select 1;\r\n\tselect 'é', x;\n";
         let place = place_at(Utf8Path::new("V1__x.sql"), text, text.find('x').expect("is there"));
         assert_eq!((place.line, place.column), (2, Some(14)));
-        assert_eq!(place.snippet(), "  2 | \tselect 'é', x;\n    | \t            ^");
+        assert_eq!(place.excerpt(), "\n  2 | \tselect 'é', x;\n    | \t            ^");
+    }
+
+    #[test]
+    fn a_blank_line_is_not_shown() {
+        let place = place_at(Utf8Path::new("V1__x.sql"), "select 1;\n \t\n", 11);
+        assert_eq!((place.line, place.column), (2, Some(2)));
+        assert_eq!(place.excerpt(), "");
     }
 
     #[test]
     fn a_long_line_is_cut_around_its_place() {
         let text = format!("select '{}', x", "a".repeat(5000));
         let place = place_at(Utf8Path::new("V1__x.sql"), &text, text.len() - 1);
-        let snippet = place.snippet();
-        let lines: Vec<&str> = snippet.lines().collect();
+        let excerpt = place.excerpt();
+        let lines: Vec<&str> = excerpt.lines().skip(1).collect();
         assert_eq!(lines[0].chars().count(), 106);
         assert_eq!(lines[0].find('x'), lines[1].find('^'));
     }

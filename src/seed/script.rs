@@ -1,6 +1,8 @@
 //! A seed file as statements and rows, one at a time: memory holds one statement or one block of
 //! rows, never the file.
 
+use std::collections::VecDeque;
+
 use bytes::{Bytes, BytesMut};
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -12,6 +14,9 @@ use crate::pg::lexer;
 
 /// Rows are sent in blocks of this size: one message a row would cost more than the rows.
 const ROWS_BYTES: usize = 1 << 20;
+/// Blocks that are kept once they are sent, to show a row that the server refuses: it reads behind by
+/// what lies in the sockets and by the thousand rows that it inserts at once.
+const ROWS_KEPT: usize = 4;
 /// PostgreSQL takes no longer statement (a message's length is a signed 32-bit number).
 const STATEMENT_BYTES: usize = 1 << 30;
 
@@ -59,6 +64,8 @@ pub(super) struct Script {
     from: usize,
     /// The last row of a COPY was seen, or there is none.
     rows_ended: bool,
+    /// The rows that were given last, each block with the number of its first line.
+    kept: VecDeque<(u64, Bytes)>,
 }
 
 impl Script {
@@ -70,6 +77,7 @@ impl Script {
             line: String::new(),
             from: 0,
             rows_ended: true,
+            kept: VecDeque::with_capacity(ROWS_KEPT),
         }
     }
 
@@ -161,6 +169,7 @@ impl Script {
     /// A block of rows of the COPY that was returned last; `None` after the last.
     pub(super) async fn rows(&mut self) -> Result<Option<Bytes>, Error> {
         let mut block = BytesMut::new();
+        let first_line = self.lines.number + 1;
         while !self.rows_ended && block.len() < ROWS_BYTES {
             let Some(line) = self.next_line().await? else {
                 let reason = "COPY … FROM STDIN whose rows are not ended by a line `\\.`";
@@ -172,7 +181,23 @@ impl Script {
             }
             block.extend_from_slice(&line);
         }
-        Ok((!block.is_empty()).then(|| block.freeze()))
+        if block.is_empty() {
+            return Ok(None);
+        }
+        let block = block.freeze();
+        if self.kept.len() == ROWS_KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back((first_line, block.clone()));
+        Ok(Some(block))
+    }
+
+    /// The row of a COPY at `line`, if it was given lately.
+    pub(super) fn row(&self, line: u64) -> Option<String> {
+        let (first_line, block) = self.kept.iter().rfind(|(first_line, _)| *first_line <= line)?;
+        let row =
+            block.split(|byte| *byte == b'\n').nth(usize::try_from(line - first_line).ok()?)?;
+        Some(String::from_utf8_lossy(row.trim_ascii_end()).into_owned())
     }
 
     /// Reads a line of SQL into `line`; commands of psql are left out or refused.

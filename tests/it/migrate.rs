@@ -489,6 +489,30 @@ async fn a_bad_row_of_inline_data_is_shown_with_its_line() {
 }
 
 #[tokio::test]
+async fn a_row_of_inline_data_that_breaks_a_constraint_is_shown() {
+    let project = Project::new().await;
+    let table = "create table t (id text primary key, n int not null check (n < 9));\n";
+    for (rows, line, shown) in [
+        ("a\t1\nb\t2\na\t3\n", 5, "\n  5 | a\t3\nrolled back"),
+        ("a\t1\r\nb\t2\r\na\t3\r\n", 5, "\n  5 | a\t3\nrolled back"),
+        ("a\t1\nb\t\\N\n", 4, "\n  4 | b\t\\N\nrolled back"),
+        ("a\t1\nb\t9\nc\t1\n", 4, "\n  4 | b\t9\nrolled back"),
+        ("a\t1\n\n", 4, "(SQLSTATE 22P04)\nrolled back"),
+    ] {
+        project.sql("V1__t.sql", format!("{table}copy t from stdin;\n{rows}\\.\n"));
+        let text = project.fails().await.to_string();
+        assert!(text.starts_with(&format!("run `sql/V1__t.sql`, line {line}: ")), "{text}");
+        assert!(text.contains(shown), "{shown:?} is not in\n{text}");
+    }
+    // A row that is empty, and wrong as such.
+    let sql = "create table t (id text unique);\ncopy t from stdin;\n\n\n\\.\n";
+    project.sql("V1__t.sql", sql);
+    let text = project.fails().await.to_string();
+    assert!(text.contains("line 4: duplicate key value violates"), "{text}");
+    assert!(text.contains("already exists.\nrolled back"), "{text}");
+}
+
+#[tokio::test]
 async fn data_without_its_end_and_commands_of_psql_are_refused_before_anything_runs() {
     let project = Project::new().await;
     project.sql("V1__a.sql", TABLE);

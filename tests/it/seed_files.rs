@@ -303,6 +303,44 @@ async fn errors_name_file_line_and_column() {
 }
 
 #[tokio::test]
+async fn a_row_that_breaks_a_constraint_is_shown() {
+    let project = Project::new().await;
+    project.database.run("create table t (id text primary key, n int check (n < 9))").await;
+    let mut seen = String::new();
+    for rows in ["a\t1\nb\t2\na\t3\n", "a\t1\r\nb\t9\r\n", "a\t1\n\\N\t2\n", "a\t1\n\n"] {
+        let text = format!("select 1;\ncopy t from stdin;\n{rows}\\.\n");
+        seen.push_str(&format!("{}\n\n", project.refused(text).await));
+    }
+    insta::assert_snapshot!(seen, @r##"
+    run seed file `seed/x.sql` line 5: duplicate key value violates unique constraint "t_pkey" (SQLSTATE 23505): Key (id)=(a) already exists.
+      5 | a	3
+    hints []
+    exit 6
+
+    run seed file `seed/x.sql` line 4: new row for relation "t" violates check constraint "t_n_check" (SQLSTATE 23514): Failing row contains (b, 9).
+      4 | b	9
+    hints []
+    exit 6
+
+    run seed file `seed/x.sql` line 4: null value in column "id" of relation "t" violates not-null constraint (SQLSTATE 23502): Failing row contains (null, 2).
+      4 | \N	2
+    hints []
+    exit 6
+
+    run seed file `seed/x.sql` line 4: missing data for column "n" (SQLSTATE 22P04)
+    hints []
+    exit 6
+    "##);
+
+    // The server is far behind what was sent, or not: whatever is shown is the row, or nothing.
+    let rows: String = (0..300_000).map(|n| format!("{}\t1\n", n % 150_000)).collect();
+    let text = project.refused(format!("copy t from stdin;\n{rows}\\.\n")).await;
+    let (first, rest) = text.split_once('\n').expect("hints follow");
+    assert!(first.contains(" line 150002: duplicate key value violates"), "{text}");
+    assert!(rest.starts_with("  150002 | 0\t1\nhints") || rest.starts_with("hints"), "{text}");
+}
+
+#[tokio::test]
 async fn an_empty_file_is_an_error() {
     let project = Project::new().await;
     // `pg_dump` that fails leaves the first two, `pg_dump | gzip` the third.
