@@ -176,6 +176,19 @@ pub async fn users_apply(ctx: &Context) -> Result<Vec<String>, Error> {
     Ok(accounts.describe())
 }
 
+/// What [`users_apply`] would run. Decided by the files alone: no server is asked.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn users_plan(ctx: &Context) -> Result<users::DryRun, Error> {
+    let accounts = users::read(ctx, &DatabaseName::live(&ctx.config.database.name))?;
+    let plan = users::dry_run(&accounts);
+    for skipped in &plan.skipped {
+        ctx.report.warn(skipped.clone());
+    }
+    Ok(plan)
+}
+
 /// Where the live database's effective privileges differ from what the files give.
 ///
 /// # Errors

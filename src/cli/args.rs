@@ -426,7 +426,12 @@ pub struct New {
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum Users {
     /// Make accounts and grants as the files say
-    Apply,
+    #[command(after_help = "Example: seedbed users apply --dry-run")]
+    Apply {
+        /// Print the statements that would run, passwords masked, and run nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show where effective privileges differ from the files
     Check,
 }

@@ -138,7 +138,11 @@ pub(super) async fn command(
             let path = migrate::new_script(ctx, &options.description)?;
             Outcome::done(path.to_string(), serde_json::json!({ "path": path }))
         }
-        Command::Users(args::Users::Apply) => {
+        Command::Users(args::Users::Apply { dry_run: true }) => {
+            let plan = journeys::users_plan(ctx)?;
+            Outcome::done(show::users_dry_run(&plan), &plan)
+        }
+        Command::Users(args::Users::Apply { dry_run: false }) => {
             let applied = journeys::users_apply(ctx).await?;
             Outcome::done(applied.join("\n"), &applied)
         }

@@ -260,6 +260,21 @@ pub(super) fn dry_run(plan: &migrate::DryRun) -> String {
     text.trim().to_owned()
 }
 
+/// The statements of the users files, with the place of each.
+pub(super) fn users_dry_run(plan: &users::DryRun) -> String {
+    if plan.statements.is_empty() {
+        return "-- nothing to run".to_owned();
+    }
+    let mut text = String::new();
+    for statement in &plan.statements {
+        text.push_str(&format!("-- {} line {}\n", statement.file, statement.line));
+        for sql in &statement.sql {
+            text.push_str(&format!("{sql};\n"));
+        }
+    }
+    text.trim_end().to_owned()
+}
+
 /// A dry run in a line per script.
 pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
     plan.scripts.iter().map(|script| format!("run {}", script.script)).collect()

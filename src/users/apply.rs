@@ -347,10 +347,23 @@ async fn current(session: &Session, name: &str) -> Result<Option<Current>, pg::E
 }
 
 fn create_sql(name: &str, change: &RoleChange) -> String {
+    let mut options = create_options(change);
+    options.extend(change.password.as_ref().map(password_option));
+    let mut sql = format!("create role {}", quote::ident(name));
+    if !options.is_empty() {
+        sql.push_str(" with ");
+        sql.push_str(&options.join(" "));
+    }
+    sql
+}
+
+/// What the statement says and a new role would not have by itself, but for the password; of an
+/// `alter`, all that it says.
+pub(super) fn create_options(change: &RoleChange) -> Vec<String> {
     let mut options = Vec::new();
     for (word, value, default) in attributes(change) {
         if let Some(value) = value
-            && value != default
+            && (value != default || change.verb == Verb::Alter)
         {
             options.push(flag(word, value));
         }
@@ -361,13 +374,7 @@ fn create_sql(name: &str, change: &RoleChange) -> String {
     if let Some(until) = &change.valid_until {
         options.push(format!("valid until {}", quote::literal(until)));
     }
-    options.extend(change.password.as_ref().map(password_option));
-    let mut sql = format!("create role {}", quote::ident(name));
-    if !options.is_empty() {
-        sql.push_str(" with ");
-        sql.push_str(&options.join(" "));
-    }
-    sql
+    options
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,13 @@
 //! Accounts and grants: `users/*.sql`, plain SQL as a team writes it.
 //!
 //! [`read`] makes a [`Plan`] of the files (pure: `parse`, `plan`), [`apply_roles`],
-//! [`apply_before`] and [`apply_after`] carry it out in its phases, [`check`] compares what a
+//! [`apply_before`] and [`apply_after`] carry it out in its phases, [`dry_run`] shows them, [`check`] compares what a
 //! database's roles may do with what the files give. The files may run any number of times. A
 //! password leaves this module only as a SCRAM verifier, and never stands in an error.
 
 mod apply;
 mod check;
+mod dry_run;
 mod parse;
 mod placeholders;
 mod plan;
@@ -20,6 +21,7 @@ use crate::pg::names::DatabaseName;
 
 pub use apply::{Existing, apply_after, apply_before, apply_roles, ensure_owner};
 pub use check::{Drift, Privilege, check};
+pub use dry_run::{DryRun, DryStatement, dry_run};
 pub use plan::{Place, Plan, Skipped};
 
 /// Why accounts and grants are not as the files say.

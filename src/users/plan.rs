@@ -140,7 +140,7 @@ impl Plan {
         self.actions.is_empty()
     }
 
-    /// What will be done, a line each, without passwords.
+    /// What will be done, a line each, without passwords and their verifiers.
     pub fn describe(&self) -> Vec<String> {
         let mut actions: Vec<&Action> = self.actions.iter().collect();
         actions.sort_by_key(|action| action.phase);
@@ -157,7 +157,7 @@ impl Plan {
                         format!("role {}{password}", quote::ident(self.role(&change.name)))
                     }
                     Act::Schema { name, .. } => format!("schema {}", quote::ident(name)),
-                    Act::Sql { text, .. } => one_line(text),
+                    Act::Sql { text, .. } => masked(&one_line(text)),
                 };
                 format!("{what} -- {}:{}", action.place.file, action.place.line)
             })
@@ -370,6 +370,21 @@ fn grantees(sql: &str) -> Vec<String> {
     }
     let is_default = tokens.get(1).is_some_and(|token| token.is_word("default"));
     if is_grant || is_default { roles } else { Vec::new() }
+}
+
+/// Stands for a password.
+pub(super) const MASK: &str = "***";
+
+/// The text without the verifiers that stand in a block for its passwords.
+pub(super) fn masked(text: &str) -> String {
+    let mut parts = text.split("SCRAM-SHA-256$");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let is_of_verifier = |c: char| c.is_ascii_alphanumeric() || "$:+/=".contains(c);
+        shown.push_str(MASK);
+        shown.push_str(part.trim_start_matches(is_of_verifier));
+    }
+    shown
 }
 
 /// A statement on one line; what is between quotes is kept.

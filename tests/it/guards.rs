@@ -204,7 +204,17 @@ async fn a_deploy_to_production_shows_where_and_what_and_asks() {
     assert!(run.stdout.starts_with("up to date: schema version 2"), "{}", run.stdout);
 
     let role = unique("role");
-    production.sandbox.write("users/a.sql", format!("CREATE USER {role};"));
+    let made = format!("select count(*) from pg_roles where rolname = '{role}'");
+    production.sandbox.write("users/a.sql", format!("CREATE USER {role} PASSWORD 'canary';"));
+    let plan = production.run(&["users", "apply", "--dry-run"]).succeeds();
+    assert_eq!(
+        plan.stdout,
+        format!("-- users/a.sql line 1\ncreate role \"{role}\" with login password '***';\n")
+    );
+    assert_eq!(query_text(target, &made).await, "0");
+    let plan = production.run(&["users", "apply", "--dry-run", "--json"]).succeeds();
+    assert_eq!(plan.json()["statements"][0]["line"], 1);
+    assert!(!plan.stdout.contains("canary"), "{}", plan.stdout);
     let run = production.run(&["users", "apply"]).exits(12);
     assert!(
         run.stderr
@@ -212,7 +222,6 @@ async fn a_deploy_to_production_shows_where_and_what_and_asks() {
         "{}",
         run.stderr
     );
-    let made = format!("select count(*) from pg_roles where rolname = '{role}'");
     assert_eq!(query_text(target, &made).await, "0");
     production.run(&["users", "apply", "--yes"]).succeeds();
     assert_eq!(query_text(target, &made).await, "1");
