@@ -215,15 +215,16 @@ create index {index} on {table} (\"success\"){space};
         rank: Option<i32>,
     ) -> Result<Vec<HistoryRow>, Error> {
         // The comment keeps pgpool from asking a replica, which may lag. What columns of other types
-        // hold is read as well: a history may be a view, or have come from another database.
+        // hold is read as well: a history may be a view, or have come from another database. `h.` makes
+        // the order that of the column; without it the text of the same name would be meant.
         let sql = format!(
             "/*NO LOAD BALANCE*/ select installed_rank::text, version::text, description::text,
                 type::text, script::text, checksum::text, installed_by::text,
                 to_char(installed_on::timestamp, 'YYYY-MM-DD HH24:MI:SS.US'), execution_time::text,
                 success::text
-            from {}
-            where installed_rank > $1
-            order by installed_rank",
+            from {} h
+            where h.installed_rank > $1
+            order by h.installed_rank",
             self.quoted()
         );
         let values: [(&(dyn ToSql + Sync), Type); 1] = [(&rank.unwrap_or(i32::MIN), Type::INT4)];

@@ -82,3 +82,18 @@ async fn a_view_is_read_as_a_table_is() {
         .await;
     assert_eq!(site.states(&[]), ["1 a Success"]);
 }
+
+#[tokio::test]
+async fn rows_stand_in_the_order_of_their_ranks_and_the_next_one_comes_after_them() {
+    let site = site().await;
+    for number in 2..=11 {
+        site.sql(&format!("V{number}__t.sql"), format!("create table t{number} (id int);\n"));
+    }
+    site.run(&["migrate"]).succeeds();
+    let versions = (1..=11).map(|number: u32| number.to_string());
+    let ids = site.run(&["info", "--migration-ids"]).succeeds().stdout;
+    assert_eq!(ids.trim_end(), versions.collect::<Vec<_>>().join(","));
+    site.sql("V12__t.sql", "create table t12 (id int);\n");
+    site.run(&["migrate"]).succeeds();
+    assert_eq!(site.history().await.last().map(String::as_str), Some("12|12|SQL|V12__t.sql|t"));
+}
