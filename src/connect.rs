@@ -4,7 +4,7 @@
 use secrecy::SecretString;
 
 use crate::context::Context;
-use crate::engine::{self, Server};
+use crate::engine::{self, Engine, Server};
 use crate::error::Error;
 use crate::pg::names::DatabaseName;
 use crate::pg::{Session, Target};
@@ -33,6 +33,21 @@ pub async fn reach(ctx: &Context) -> Result<Reached, Error> {
     Err(Error::NoServer)
 }
 
+/// The environment's database as the account that migrates, for work that happens in it alone: on a
+/// server that somebody else runs nothing is connected to yet, and no other database ever.
+///
+/// # Errors
+/// What the engine said.
+pub async fn database(ctx: &Context) -> Result<Target, Error> {
+    let name = &ctx.config.database.name;
+    if !ctx.config.protected
+        && let Some(Engine::External(engine)) = engine::chosen_before(ctx).await?
+    {
+        return Ok(owner_on(ctx, engine.admin(), name));
+    }
+    Ok(reach(ctx).await?.target)
+}
+
 /// The server of this project, if it runs. A protected environment is never served by ours.
 ///
 /// # Errors
@@ -58,10 +73,14 @@ fn is_meant(ctx: &Context, server: &Server) -> bool {
 /// Without a password of its own that account is taken on by the superuser (`set role`), so that a
 /// team need not give it one.
 pub fn owner(ctx: &Context, server: &Server, database: &str) -> Target {
+    owner_on(ctx, &server.admin, database)
+}
+
+fn owner_on(ctx: &Context, admin: &Target, database: &str) -> Target {
     let config = &ctx.config.database;
-    let mut target = server.admin.with_database(database);
+    let mut target = admin.with_database(database);
     target.settings.extend(config.settings.iter().cloned());
-    if config.user == server.admin.user {
+    if config.user == admin.user {
         return target;
     }
     match &config.password {

@@ -14,7 +14,7 @@ use crate::store::Store;
 use crate::{connect, database, guard, lock};
 
 async fn target_and_scripts(ctx: &Context) -> Result<(Target, Scripts), Error> {
-    let target = connect::reach(ctx).await?.target;
+    let target = connect::database(ctx).await?;
     let names = DatabaseName::live(&target.database);
     let scripts = migrate::resolve(ctx, &names, &target.user)?;
     Ok((target, scripts))

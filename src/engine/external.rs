@@ -11,7 +11,7 @@ use crate::pg::{self, Target};
 /// The server that the configuration names.
 pub struct ExternalEngine {
     admin: Target,
-    /// The environment's own database, where there is no `postgres` to connect to.
+    /// The environment's own database, where `postgres` is not there or not for this account.
     fallback: String,
 }
 
@@ -42,12 +42,23 @@ impl ExternalEngine {
         Ok(Self { admin, fallback: database.name.clone() })
     }
 
+    /// The account that looks after the server, not connected to.
+    pub(crate) fn admin(&self) -> &Target {
+        &self.admin
+    }
+
     pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
         let mut admin = self.admin.clone();
         let identity = match identify(&admin).await {
-            Err(error) if error.sqlstate() == Some("3D000") => {
+            // Not there, no right to connect, no line of pg_hba.conf: each is about `postgres` alone. A
+            // wrong password (28P01) is wrong everywhere.
+            Err(error) if matches!(error.sqlstate(), Some("3D000" | "42501" | "28000")) => {
                 admin = admin.with_database(&self.fallback);
-                identify(&admin).await
+                match identify(&admin).await {
+                    // Not made yet, so what is wrong with `postgres` is what stands in the way.
+                    Err(second) if second.sqlstate() == Some("3D000") => Err(error),
+                    other => other,
+                }
             }
             other => other,
         };

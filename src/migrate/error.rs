@@ -141,7 +141,6 @@ impl Error {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Interrupted
-            | Self::Pg(_)
             | Self::Sql { .. }
             | Self::Read { .. }
             | Self::ScriptSettings { .. }
@@ -152,6 +151,7 @@ impl Error {
             | Self::Git { .. }
             | Self::NothingToBaseline { .. }
             | Self::Setting { .. } => Vec::new(),
+            Self::Pg(error) => error.hints(),
             Self::Callback { error, .. } => match &**error {
                 // What a callback left is nothing that `repair` knows of.
                 Self::Failed(_) => Vec::new(),

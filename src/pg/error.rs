@@ -121,6 +121,9 @@ impl Error {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Tls { problem, .. } => problem.hint().into_iter().collect(),
+            Self::Login { error, .. } if matches!(error.sqlstate.as_str(), "28P01" | "28000") => {
+                vec!["check `database.user` and `database.password`".to_owned()]
+            }
             Self::Connect { .. }
             | Self::Login { .. }
             | Self::Sql(_)

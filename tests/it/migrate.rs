@@ -2,6 +2,7 @@
 
 mod before_merge;
 mod callbacks;
+mod elsewhere;
 mod faults;
 mod history;
 mod refused;
