@@ -5,7 +5,6 @@
 //! be neither changed nor gone.
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
@@ -15,6 +14,7 @@ use super::checksum::checksum;
 use super::discover;
 use super::encoding;
 use super::file_name::{Kind, Naming};
+use super::git;
 use super::resolve::Scripts;
 use super::version::Version;
 use crate::context::Context;
@@ -208,10 +208,7 @@ impl Git<'_> {
     }
 
     async fn bytes(&self, arguments: &[&str]) -> Result<Vec<u8>, Error> {
-        let output = tokio::process::Command::new("git")
-            .args(arguments)
-            .current_dir(self.folder)
-            .stdin(Stdio::null())
+        let output = tokio::process::Command::from(git::command(self.folder, arguments))
             .kill_on_drop(true)
             .output()
             .await

@@ -5,6 +5,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::Error;
 use super::discover::script_name;
 use super::file_name::{Kind, Naming};
+use super::git;
 use super::resolve::{Scripts, first_folder, resolve};
 use super::version::Version;
 use crate::config::MigrateConfig;
@@ -48,19 +49,16 @@ pub fn new_script(ctx: &Context, description: &str) -> Result<Utf8PathBuf, Error
 
 /// Versions, as written, that scripts of any branch have had. Without git there are none.
 fn versions_of_branches(config: &MigrateConfig, folder: &Utf8Path) -> Vec<String> {
-    let git = |arguments: &[&str]| {
-        let output = std::process::Command::new("git")
-            .args(arguments)
-            .current_dir(folder)
-            .stdin(std::process::Stdio::null())
+    let run = |arguments: &[&str]| {
+        let output = git::command(folder, arguments)
             .output()
             .ok()
             .filter(|output| output.status.success())?;
         String::from_utf8(output.stdout).ok()
     };
-    let Some(top) = git(&["rev-parse", "--show-toplevel"]) else { return Vec::new() };
+    let Some(top) = run(&["rev-parse", "--show-toplevel"]) else { return Vec::new() };
     let top = Utf8PathBuf::from(top.trim_end());
-    let names = git(&["log", "--all", "--format=", "--name-only", "-z", "--diff-filter=AR"]);
+    let names = run(&["log", "--all", "--format=", "--name-only", "-z", "--diff-filter=AR"]);
     let naming = Naming::from_config(config);
     names
         .unwrap_or_default()

@@ -64,6 +64,33 @@ async fn a_revision_that_is_not_there_is_named() {
     assert_eq!(run.stderr, "error: compare with `origin/none`: there is no such revision\n");
 }
 
+/// A hook of a linked worktree runs with `GIT_DIR` set, and the project need not be the repository's top.
+#[tokio::test]
+async fn a_git_dir_in_the_environment_does_not_hide_what_the_other_side_has() {
+    let mut site = Site::new(&[("V1__a.sql", "select 1;\n")]).await;
+    git(&site, &["init", "-q", "-b", "main", ".."]);
+    commit(&site, "one");
+    git(&site, &["switch", "-q", "-c", "feature"]);
+    git(&site, &["switch", "-q", "main"]);
+    site.sql("V7__theirs.sql", "select 7;\n");
+    commit(&site, "theirs");
+    git(&site, &["switch", "-q", "feature"]);
+    site.sql("V7__ours.sql", "select 77;\n");
+    let repository = site.sandbox.project().with_file_name(".git");
+    for (name, value) in [("GIT_DIR", repository.as_str()), ("GIT_PREFIX", "elsewhere/")] {
+        site.sandbox.set(name, value);
+    }
+    let run = site.run(&["--quiet", "validate", "--against", "main"]).exits(7);
+    assert_eq!(
+        run.stdout,
+        "COLLISION: version 7 is `project/sql/V7__ours.sql` here and `project/sql/V7__theirs.sql` there: \
+         rename the one here\n"
+    );
+    site.remove("V7__ours.sql");
+    let run = site.run(&["--quiet", "new", "add orders"]).succeeds();
+    assert!(run.stdout.ends_with("/sql/V8__add_orders.sql\n"), "{}", run.stdout);
+}
+
 #[tokio::test]
 async fn new_goes_above_what_any_branch_has() {
     let site = branched().await;
