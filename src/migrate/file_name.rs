@@ -64,6 +64,18 @@ pub enum InvalidName {
     HasVersion { name: String, example: String },
 }
 
+impl InvalidName {
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Unrecognised(name)
+            | Self::NoVersion { name, .. }
+            | Self::BadVersion { name, .. }
+            | Self::HasVersion { name, .. } => name,
+        }
+    }
+}
+
 /// Events that a callback file can be named after.
 const EVENTS: [&str; 43] = [
     "beforeMigrate",

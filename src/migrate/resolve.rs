@@ -154,10 +154,28 @@ pub fn resolve(ctx: &Context, names: &DatabaseName, user: &str) -> Result<Script
         ctx.report.warn(warning.clone());
     }
     if !scripts.ignored.is_empty() {
+        ctx.report.warn(left_out(&scripts.ignored));
         let names: Vec<String> = scripts.ignored.iter().map(ToString::to_string).collect();
         ctx.report.detail(format!("left out by their names: {}", names.join("; ")));
     }
     Ok(scripts)
+}
+
+/// A script that nobody runs looks like one that ran: it is never left out in silence.
+fn left_out(ignored: &[InvalidName]) -> String {
+    /// Enough to see what they have in common.
+    const SHOWN: usize = 3;
+    let names: Vec<String> =
+        ignored.iter().take(SHOWN).map(|one| format!("`{}`", one.name())).collect();
+    let mut names = names.join(", ");
+    if let Some(more) = ignored.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        names.push_str(&format!(" and {more} more"));
+    }
+    let what = match ignored.len() {
+        1 => "1 script is left out by its name".to_owned(),
+        count => format!("{count} scripts are left out by their names"),
+    };
+    format!("{what}: {names}; `flyway.validateMigrationNaming=true` makes that an error")
 }
 
 /// `defaultSchema`, or the first of `schemas`.

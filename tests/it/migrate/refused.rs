@@ -34,6 +34,29 @@ async fn a_name_without_a_version_is_refused_when_names_are_checked() {
 }
 
 #[tokio::test]
+async fn scripts_with_odd_names_are_left_out_with_a_warning() {
+    let site =
+        Site::new(&[("V__x.sql", "create table a (id int);"), ("README.md", "# scripts")]).await;
+    let run = site.run(&["--quiet", "migrate"]).succeeds();
+    assert_eq!(
+        run.stderr,
+        "warning: 1 script is left out by its name: `V__x.sql`; \
+         `flyway.validateMigrationNaming=true` makes that an error\n"
+    );
+    for name in ["V1_init.sql", "notes.sql", "R1__r.sql"] {
+        site.sql(name, "select 1;");
+    }
+    let run = site.run(&["--quiet", "info"]).succeeds();
+    assert_eq!(
+        run.stderr,
+        "warning: 4 scripts are left out by their names: `R1__r.sql`, `V1_init.sql`, `V__x.sql` and 1 more; \
+         `flyway.validateMigrationNaming=true` makes that an error\n"
+    );
+    let site = Site::new(&[("V1__a.sql", "select 1;"), ("README.md", "# scripts")]).await;
+    assert_eq!(site.run(&["--quiet", "migrate"]).succeeds().stderr, "");
+}
+
+#[tokio::test]
 async fn a_location_that_is_not_there_is_named() {
     let args = ["--locations=filesystem:none", "--fail-on-missing-locations"];
     assert_eq!(
