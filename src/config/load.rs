@@ -35,6 +35,9 @@ pub struct Override {
 /// Names in `conf/` that are shared by all environments.
 const SHARED: &[&str] = &["seedbed", "flyway", "flyway.user"];
 
+/// Names Flyway's further files, as it does for Flyway itself.
+const CONFIG_FILES: &str = "FLYWAY_CONFIG_FILES";
+
 /// What Flyway's desktop program and its relatives keep in `flyway.toml`.
 const OF_OTHER_TOOLS: &[&str] =
     &["flywayDesktop.", "redgateCompare.", "databaseType", "environments", "id", "name"];
@@ -72,7 +75,11 @@ fn lay<'a>(env: &'a Env, flags: &Flags) -> Result<(Settings<'a>, Utf8PathBuf, St
     for (entries, strictness) in files.of_environment(&environment, &project, env)? {
         settings.lay(entries, strictness)?;
     }
-    settings.lay_variables(env.with_prefix("FLYWAY_"), "FLYWAY_", "flyway.", &[])?;
+    for (entries, strictness) in files.of_named(&environment) {
+        settings.lay(entries, strictness)?;
+    }
+    settings.notes.extend(files.notes);
+    settings.lay_variables(env.with_prefix("FLYWAY_"), "FLYWAY_", "flyway.", &["CONFIG_FILES"])?;
     settings.lay_variables(env.with_prefix("SEEDBED_"), "SEEDBED_", "", OWN_VARIABLES)?;
     settings.lay(flags.overrides.iter().map(flag_entry).collect(), Strictness::All)?;
     Ok((settings, project, environment))
@@ -160,7 +167,11 @@ struct Files {
     seedbed: Vec<Entry>,
     flyway_conf: Vec<Entry>,
     flyway_toml: Vec<Entry>,
+    /// What [`CONFIG_FILES`] names, in its order.
+    named: Vec<Vec<Entry>>,
     environments: Vec<String>,
+    /// For the user.
+    notes: Vec<String>,
 }
 
 impl Files {
@@ -169,26 +180,54 @@ impl Files {
             Some(text) => layer::toml(&text, file),
             None => Ok(Vec::new()),
         };
+        let (named, form) = named_files(project, env)?;
+        let there = |files: &[&'static str]| -> Vec<&'static str> {
+            files.iter().copied().filter(|file| project.join(file).is_file()).collect()
+        };
+        let mut conf_files = there(&["flyway.conf", "conf/flyway.conf"]);
+        let mut toml_files = there(&[
+            "flyway.toml",
+            "flyway.user.toml",
+            "conf/flyway.toml",
+            "conf/flyway.user.toml",
+        ]);
+        // Flyway never mixes its two forms: named files decide which counts, else TOML does.
+        let (left_out, winner) = match form {
+            Some(Form::Conf) => (std::mem::take(&mut toml_files), Some(CONFIG_FILES)),
+            Some(Form::Toml) => (std::mem::take(&mut conf_files), Some(CONFIG_FILES)),
+            None => match toml_files.first().copied() {
+                Some(first) => (std::mem::take(&mut conf_files), Some(first)),
+                None => (Vec::new(), None),
+            },
+        };
+        let notes = left_out.iter().zip(std::iter::repeat(winner.unwrap_or_default()));
+        let notes = notes.map(|(file, winner)| {
+            format!(
+                "`{file}` is left out, as in Flyway: `{winner}` counts and the two are never mixed"
+            )
+        });
         let mut flyway_conf = Vec::new();
-        for file in ["flyway.conf", "conf/flyway.conf"] {
+        for file in conf_files {
             if let Some(text) = layer::read_file(&project.join(file))? {
                 flyway_conf.extend(layer::conf(&text, file, env));
             }
         }
         let mut flyway_toml = Vec::new();
-        for file in ["flyway.toml", "flyway.user.toml", "conf/flyway.toml", "conf/flyway.user.toml"]
-        {
+        for file in toml_files {
             flyway_toml.extend(read_toml(file)?);
         }
         for entry in &mut flyway_toml {
             flyway_variables(&mut entry.value);
         }
-        let environments = environments(project, &flyway_toml)?;
+        let in_toml = named.iter().flatten().chain(&flyway_toml);
+        let environments = environments(project, in_toml)?;
         Ok(Self {
             seedbed: read_toml("conf/seedbed.toml")?,
             flyway_conf,
             flyway_toml,
+            named,
             environments,
+            notes: notes.collect(),
         })
     }
 
@@ -227,16 +266,10 @@ impl Files {
     }
 
     fn shared(&self, environment: &str) -> Vec<(Vec<Entry>, Strictness)> {
-        let mut toml: Vec<Entry> = self
-            .flyway_toml
-            .iter()
-            .filter(|entry| section_of_environment(&entry.key).is_none())
-            .filter(|entry| !OF_OTHER_TOOLS.iter().any(|start| entry.key.starts_with(start)))
-            .cloned()
-            .collect();
+        let mut toml = shared_entries(&self.flyway_toml);
         // Flyway's environment `default` stands for one that `flyway.toml` does not have.
         if !self.in_flyway_toml(environment) {
-            toml.extend(self.flyway_environment("default"));
+            toml.extend(flyway_environment(&self.flyway_toml, "default"));
         }
         vec![
             (self.seedbed.clone(), Strictness::All),
@@ -251,7 +284,8 @@ impl Files {
         project: &Utf8Path,
         env: &Env,
     ) -> Result<Vec<(Vec<Entry>, Strictness)>, Error> {
-        let mut layers = vec![(self.flyway_environment(environment), Strictness::All)];
+        let mut layers =
+            vec![(flyway_environment(&self.flyway_toml, environment), Strictness::All)];
         let file = format!("conf/{environment}.toml");
         if let Some(text) = layer::read_file(&project.join(&file))? {
             layers.push((layer::toml(&text, &file)?, Strictness::All));
@@ -263,24 +297,87 @@ impl Files {
         Ok(layers)
     }
 
+    /// What [`CONFIG_FILES`] names says to the environment that is asked for, and to no other.
+    fn of_named(&self, environment: &str) -> Vec<(Vec<Entry>, Strictness)> {
+        let layers = self.named.iter().flat_map(|entries| {
+            [
+                (shared_entries(entries), Strictness::FlywayOnly),
+                (flyway_environment(entries, environment), Strictness::All),
+            ]
+        });
+        layers.collect()
+    }
+
     fn in_flyway_toml(&self, environment: &str) -> bool {
         self.flyway_toml.iter().any(|entry| {
             section_of_environment(&entry.key).is_some_and(|(name, _)| name == environment)
         })
     }
+}
 
-    /// `[environments.x]` and `[environments.x.flyway]`, both as keys of `flyway.`.
-    fn flyway_environment(&self, environment: &str) -> Vec<Entry> {
-        self.flyway_toml
-            .iter()
-            .filter_map(|entry| {
-                let (name, key) = section_of_environment(&entry.key)?;
-                let key = key.strip_prefix("flyway.").unwrap_or(key);
-                (name == environment)
-                    .then(|| Entry { key: format!("flyway.{key}"), ..entry.clone() })
-            })
-            .collect()
+/// What a `flyway.toml` says to every environment.
+fn shared_entries(entries: &[Entry]) -> Vec<Entry> {
+    entries
+        .iter()
+        .filter(|entry| section_of_environment(&entry.key).is_none())
+        .filter(|entry| !OF_OTHER_TOOLS.iter().any(|start| entry.key.starts_with(start)))
+        .cloned()
+        .collect()
+}
+
+/// `[environments.x]` and `[environments.x.flyway]`, both as keys of `flyway.`.
+fn flyway_environment(entries: &[Entry], environment: &str) -> Vec<Entry> {
+    entries
+        .iter()
+        .filter_map(|entry| {
+            let (name, key) = section_of_environment(&entry.key)?;
+            let key = key.strip_prefix("flyway.").unwrap_or(key);
+            (name == environment).then(|| Entry { key: format!("flyway.{key}"), ..entry.clone() })
+        })
+        .collect()
+}
+
+/// The two forms of Flyway's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Conf,
+    Toml,
+}
+
+/// The files that [`CONFIG_FILES`] names, relative to the project, and their one form.
+fn named_files(project: &Utf8Path, env: &Env) -> Result<(Vec<Vec<Entry>>, Option<Form>), Error> {
+    let refuse = |file: &str, reason: &str| Error::Value {
+        place: CONFIG_FILES.to_owned(),
+        key: file.to_owned(),
+        reason: reason.to_owned(),
+        hint: None,
+    };
+    let list = env.get(CONFIG_FILES).unwrap_or_default();
+    let mut form = None;
+    let mut read = Vec::new();
+    for file in list.split(',').map(str::trim).filter(|file| !file.is_empty()) {
+        let own = match Utf8Path::new(file).extension() {
+            Some("toml") => Form::Toml,
+            Some("conf") => Form::Conf,
+            Some(_) | None => return Err(refuse(file, "it is neither a `.conf` nor a `.toml`")),
+        };
+        if form.is_some_and(|form| form != own) {
+            return Err(refuse(file, "`.conf` and `.toml` cannot be mixed"));
+        }
+        form = Some(own);
+        let Some(text) = layer::read_file(&project.join(file))? else {
+            return Err(refuse(file, "there is no such file"));
+        };
+        let mut entries = match own {
+            Form::Conf => layer::conf(&text, file, env),
+            Form::Toml => layer::toml(&text, file)?,
+        };
+        if own == Form::Toml {
+            entries.iter_mut().for_each(|entry| flyway_variables(&mut entry.value));
+        }
+        read.push(entries);
     }
+    Ok((read, form))
 }
 
 /// The name and the key of `environments.<name>.<key>`.
@@ -297,10 +394,12 @@ fn flyway_variables(value: &mut Raw) {
     }
 }
 
-fn environments(project: &Utf8Path, flyway_toml: &[Entry]) -> Result<Vec<String>, Error> {
+fn environments<'e>(
+    project: &Utf8Path,
+    flyway_toml: impl Iterator<Item = &'e Entry>,
+) -> Result<Vec<String>, Error> {
     let folder = project.join("conf");
     let mut names: Vec<String> = flyway_toml
-        .iter()
         .filter_map(|entry| section_of_environment(&entry.key))
         .map(|(name, _)| name.to_owned())
         .collect();

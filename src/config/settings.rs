@@ -61,6 +61,15 @@ impl<'a> Settings<'a> {
         self.rank += 1;
         for entry in entries {
             let is_flyways = entry.key.to_ascii_lowercase().starts_with("flyway.");
+            if entry.key.eq_ignore_ascii_case("flyway.configFiles") {
+                // Without the files the rest would be taken for the whole.
+                return Err(Error::Value {
+                    place: entry.place,
+                    key: entry.key,
+                    reason: "only a variable names further files".to_owned(),
+                    hint: Some(format!("`export FLYWAY_CONFIG_FILES={}`", entry.value)),
+                });
+            }
             match spelling::meaning(&entry.key) {
                 Meaning::Unknown { .. } if strictness == Strictness::FlywayOnly && !is_flyways => {
                     self.notes.push(format!(

@@ -48,7 +48,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "flyway.email",
     "flyway.token",
     "flyway.workingDirectory",
-    "flyway.configFiles",
     "flyway.configFileEncoding",
     "flyway.jarDirs",
     "flyway.resolvers",

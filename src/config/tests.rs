@@ -269,6 +269,63 @@ fn flyway_toml_gives_environments() {
 }
 
 #[test]
+fn a_flyway_toml_leaves_flyway_conf_out_and_says_so() {
+    let conf = ("flyway.conf", "flyway.table=of_conf\nflyway.installedBy=of_conf\n");
+    let toml = ("flyway.toml", "[flyway]\ntable = \"of_toml\"\n");
+    let config = Project::new(&[conf, toml]).config();
+    assert_eq!(origin(&config, "flyway.table"), ("of_toml", "flyway.toml:2"));
+    assert_eq!(origin(&config, "flyway.installedBy"), ("", "default"));
+    assert_eq!(
+        config.notes,
+        [
+            "`flyway.conf` is left out, as in Flyway: `flyway.toml` counts and the two are never mixed"
+        ]
+    );
+    let config = Project::new(&[conf]).config();
+    assert_eq!(origin(&config, "flyway.table"), ("of_conf", "flyway.conf:1"));
+    assert_eq!(config.notes, Vec::<String>::new());
+}
+
+#[test]
+fn files_that_a_variable_names_are_read_above_the_environments() {
+    let files = [
+        ("conf/dev.conf", "flyway.table=a\nflyway.target=1\n"),
+        ("prod.conf", "flyway.table=b\nflyway.installedBy=b\n"),
+        ("more/prod.conf", "flyway.installedBy=c\n"),
+        ("prod.toml", "[flyway]\ntable = \"t\"\n[environments.dev]\nuser = \"${env.WHO}\"\n"),
+        ("flyway.toml", "[flyway]\ntable = \"shared\"\n"),
+    ];
+    let with = |value: &str| Project::new(&files).variable("FLYWAY_CONFIG_FILES", value);
+    let config = with("prod.conf, more/prod.conf").config();
+    assert_eq!(origin(&config, "flyway.table"), ("b", "prod.conf:1"));
+    assert_eq!(origin(&config, "flyway.installedBy"), ("c", "more/prod.conf:1"));
+    assert_eq!(origin(&config, "flyway.target"), ("1", "conf/dev.conf:2"));
+    assert_eq!(
+        config.notes,
+        [
+            "`flyway.toml` is left out, as in Flyway: `FLYWAY_CONFIG_FILES` counts and the two are never \
+             mixed"
+        ]
+    );
+    let config = with("prod.toml").variable("WHO", "w").variable("FLYWAY_TABLE", "v").config();
+    assert_eq!(origin(&config, "flyway.table"), ("v", "FLYWAY_TABLE"));
+    assert_eq!(origin(&config, "database.user"), ("w", "prod.toml:4"));
+    assert_eq!(
+        with("none.conf").error(),
+        "`none.conf` in FLYWAY_CONFIG_FILES: there is no such file"
+    );
+    assert_eq!(
+        with("prod.conf,prod.toml").error(),
+        "`prod.toml` in FLYWAY_CONFIG_FILES: `.conf` and `.toml` cannot be mixed"
+    );
+    assert_eq!(
+        Project::new(&[("conf/dev.conf", "flyway.configFiles=prod.conf")]).error(),
+        "`flyway.configFiles` in conf/dev.conf:1: only a variable names further files\n\
+         hint: `export FLYWAY_CONFIG_FILES=prod.conf`"
+    );
+}
+
+#[test]
 fn the_environment_is_the_named_the_default_dev_or_the_only_one() {
     let two =
         [("conf/a.toml", ""), ("conf/b.conf", ""), ("conf/seedbed.toml", "default_env = \"b\"")];
