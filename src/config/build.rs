@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use camino::Utf8PathBuf;
 use secrecy::SecretString;
 
-use super::database::{Derived, Found, Surroundings, database, read_port};
+use super::database::{Derived, Found, Surroundings, database, inert_properties, read_port};
 use super::error::Error;
 use super::keys::{KEYS, Kind};
 use super::settings::{Setting, Settings};
@@ -294,6 +294,11 @@ fn locations(settings: &Settings<'_>, key: &str) -> Result<Vec<Utf8PathBuf>, Err
 /// What the layers noted, and parameters of the URL that mean nothing here.
 fn notes(settings: &Settings<'_>) -> Result<Vec<String>, Error> {
     let mut notes = settings.notes.clone();
+    notes.extend(
+        inert_properties(settings)
+            .into_iter()
+            .map(|(key, place)| format!("`{key}` in {place} has no effect in seedbed")),
+    );
     if let Some(text) = settings.text("database.url")?
         && let Ok(url) = url::parse(&text)
     {

@@ -41,20 +41,18 @@ pub(super) fn database(
     surroundings: Surroundings,
     found: &mut Found,
 ) -> Result<DatabaseConfig, Error> {
-    let url = read_url(settings)?;
+    let mut url = read_url(settings)?;
+    let url_rank = settings.get(URL).map_or(0, |setting| setting.rank);
+    if let Some(properties) = read_properties(settings, url_rank)? {
+        url.get_or_insert_default().complete(properties);
+    }
     let host = url.as_ref().and_then(|url| url.host.clone());
     let host = match settings.get("database.host") {
         Some(_) => settings.text("database.host")?,
         None => host,
     };
     let beside = beside(settings, url.as_ref(), host.as_deref(), surroundings)?;
-    let mut parts = Parts {
-        settings,
-        url_rank: settings.get(URL).map_or(0, |setting| setting.rank),
-        url,
-        beside,
-        derived: &mut found.derived,
-    };
+    let mut parts = Parts { settings, url_rank, url, beside, derived: &mut found.derived };
 
     // A port belongs to the host that it was named with.
     let (host, port) = parts.place()?;
@@ -105,6 +103,7 @@ pub(super) fn database(
 }
 
 const URL: &str = "database.url";
+const PROPERTIES: &str = "flyway.jdbcProperties";
 
 fn read_url(settings: &Settings<'_>) -> Result<Option<DatabaseUrl>, Error> {
     let Some(text) = settings.text(URL)? else { return Ok(None) };
@@ -119,6 +118,37 @@ fn read_url(settings: &Settings<'_>) -> Result<Option<DatabaseUrl>, Error> {
         ),
     })?;
     Ok(Some(url))
+}
+
+/// What `flyway.jdbcProperties` says; `None` when it is empty. A place and an account belong to the URL
+/// that they were written for: they do not leak to the server of a later one.
+fn read_properties(settings: &Settings<'_>, url_rank: usize) -> Result<Option<DatabaseUrl>, Error> {
+    const OF_ONE_SERVER: [&str; 8] =
+        ["host", "port", "dbname", "user", "password", "sslcert", "sslkey", "service"];
+    let mut read = None;
+    let counts = |name: &str, rank| rank >= url_rank || !OF_ONE_SERVER.contains(&name);
+    for (name, setting) in
+        settings.below(PROPERTIES).filter(|(name, setting)| counts(name, setting.rank))
+    {
+        let key = format!("{PROPERTIES}.{name}");
+        let value = settings.expand(&key, setting)?;
+        url::read_parameter(name, value, read.get_or_insert_default()).map_err(|reason| {
+            Error::Value { place: setting.place.clone(), key, reason, hint: None }
+        })?;
+    }
+    Ok(read)
+}
+
+/// Names of `flyway.jdbcProperties` that mean nothing here, with their places.
+pub(super) fn inert_properties(settings: &Settings<'_>) -> Vec<(String, String)> {
+    settings
+        .below(PROPERTIES)
+        .filter(|(name, _)| {
+            let mut read = DatabaseUrl::default();
+            url::read_parameter(name, String::new(), &mut read).is_ok() && !read.ignored.is_empty()
+        })
+        .map(|(name, setting)| (format!("{PROPERTIES}.{name}"), setting.place.clone()))
+        .collect()
 }
 
 /// What libpq reads where the configuration names nothing.

@@ -211,6 +211,7 @@ pub const KEYS: &[Key] = &[
     key("flyway.undoSqlMigrationPrefix", Kind::Text, "U", "prefix of undo scripts"),
     key("flyway.sqlMigrationSeparator", Kind::Text, "__", "between version and description"),
     key("flyway.sqlMigrationSuffixes", Kind::List, ".sql", "suffixes of scripts"),
+    key("flyway.jdbcProperties", Kind::Map, "", "parameters as the database's URL takes them"),
     key("flyway.placeholders", Kind::Map, "", "values for `${name}` in scripts"),
     key("flyway.placeholderPrefix", Kind::Text, "${", "opens a placeholder"),
     key("flyway.placeholderSuffix", Kind::Text, "}", "closes a placeholder"),

@@ -113,6 +113,10 @@ impl<'a> Settings<'a> {
                     "variable `{variable}` names no key and is left out; did you mean \
                      `{prefix}{nearest}`?"
                 )),
+                // The prefix is Flyway's alone; ours begins like variables of a project's own.
+                Meaning::Unknown { nearest: None } if !section.is_empty() => {
+                    self.notes.push(format!("variable `{variable}` names no key and is left out"));
+                }
                 Meaning::Unknown { nearest: None } => {}
                 // Images of Flyway set these; they say nothing about a project.
                 Meaning::WithoutEffect if ["VERSION", "HOME", "EDITION"].contains(&rest) => {}
@@ -332,6 +336,7 @@ impl<'a> Settings<'a> {
 
     /// Replaces `${env:NAME}`.
     fn expand_text(&self, key: &str, place: &str, text: &str) -> Result<String, Error> {
+        self.check_resolved(key, place, text)?;
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(start) = rest.find("${env:") {
@@ -342,6 +347,25 @@ impl<'a> Settings<'a> {
         }
         out.push_str(rest);
         Ok(out)
+    }
+
+    /// Flyway's other resolvers (`${vault.x}`) have nothing behind them here: what they stand for must
+    /// not be sent to a server as it is written.
+    fn check_resolved(&self, key: &str, place: &str, text: &str) -> Result<(), Error> {
+        const ACCOUNT: [&str; 3] = ["database.url", "database.user", "database.password"];
+        if !ACCOUNT.contains(&key) || !place.contains(".toml:") {
+            return Ok(());
+        }
+        let mut parts = text.split("${").skip(1);
+        match parts.find(|part| !(part.starts_with("env:") && part.contains('}'))) {
+            None => Ok(()),
+            Some(_) => Err(Error::Value {
+                place: place.to_owned(),
+                key: key.to_owned(),
+                reason: "nothing here resolves its `${…}`".to_owned(),
+                hint: Some("write `${env:NAME}` and set the variable".to_owned()),
+            }),
+        }
     }
 
     fn variable(&self, key: &str, place: &str, variable: &str) -> Result<String, Error> {

@@ -67,7 +67,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "flyway.provisioner",
     "flyway.displayName",
     "flyway.databaseType",
-    "flyway.jdbcProperties.",
     "flyway.pluginConfiguration.",
     "flyway.resolvers.",
     "flyway.oracle.",
@@ -151,8 +150,12 @@ pub(crate) fn of_variable(rest: &str, section: &str) -> Meaning {
             && let Some(below) =
                 rest.strip_prefix(&variable).and_then(|rest| rest.strip_prefix('_'))
         {
-            // Flyway lowers these names too: a variable cannot carry case.
-            map = Some(format!("{name}.{}", below.to_ascii_lowercase()));
+            // Flyway lowers a placeholder's name and leaves a property's of the driver as it is.
+            let below = match name {
+                "flyway.jdbcProperties" => below.to_owned(),
+                _ => below.to_ascii_lowercase(),
+            };
+            map = Some(format!("{name}.{below}"));
         }
     }
     if let Some(name) = map {
@@ -165,15 +168,18 @@ pub(crate) fn of_variable(rest: &str, section: &str) -> Meaning {
 }
 
 /// The variable (without its prefix) that `rest` is a slip of the pen of. Others may have variables
-/// that begin like ours, so only what is very near is worth a word.
+/// that begin like ours, so only what is very near is worth a word; those of Flyway are all named, and
+/// two letters that changed places in a short word (`TABEL`) come to 0.8.
 fn nearest_variable(rest: &str, section: &str) -> Option<String> {
     const SLIP: f64 = 0.85;
+    const SLIP_IN_FLYWAYS: f64 = 0.75;
+    let slip = if section.is_empty() { SLIP } else { SLIP_IN_FLYWAYS };
     KEYS.iter()
         .map(|key| key.name)
         .chain(ALIASES.iter().map(|(alias, _)| *alias))
         .filter_map(|name| Some(variable_name(name.strip_prefix(section)?)))
         .map(|name| (strsim::normalized_damerau_levenshtein(rest, &name), name))
-        .filter(|(score, _)| *score >= SLIP)
+        .filter(|(score, _)| *score >= slip)
         .max_by(|one, other| one.0.total_cmp(&other.0))
         .map(|(_, name)| name)
 }
@@ -224,7 +230,7 @@ mod tests {
             ("flyway.Placeholders.Table_Name", known("flyway.placeholders.Table_Name", true)),
             ("engine.binDir", known("engine.bin_dir", true)),
             ("flyway.driver", Meaning::WithoutEffect),
-            ("flyway.jdbcProperties.ssl", Meaning::WithoutEffect),
+            ("flyway.jdbcProperties.ssl", known("flyway.jdbcProperties.ssl", false)),
             ("flyway.ignoreMissingMigrations", Meaning::IgnorePattern("*:missing")),
             ("flyway.tabel", Meaning::Unknown { nearest: Some("flyway.table".to_owned()) }),
             (
@@ -253,10 +259,17 @@ mod tests {
             of_variable("PLACEHOLDERS_MY_NAME", "flyway."),
             known("flyway.placeholders.my_name", false)
         );
+        assert_eq!(
+            of_variable("JDBC_PROPERTIES_currentSchema", "flyway."),
+            known("flyway.jdbcProperties.currentSchema", false)
+        );
         assert_eq!(of_variable("VERSION", "flyway."), Meaning::WithoutEffect);
         let unknown =
             |nearest: Option<&str>| Meaning::Unknown { nearest: nearest.map(str::to_owned) };
         assert_eq!(of_variable("DATABASE_PASWORD", ""), unknown(Some("DATABASE_PASSWORD")));
         assert_eq!(of_variable("PROD_PASSWORD", ""), unknown(None));
+        assert_eq!(of_variable("TABEL", "flyway."), unknown(Some("TABLE")));
+        assert_eq!(of_variable("TARGT", "flyway."), unknown(Some("TARGET")));
+        assert_eq!(of_variable("QUITE_UNKNOWN", "flyway."), unknown(None));
     }
 }

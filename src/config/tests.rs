@@ -326,6 +326,93 @@ fn files_that_a_variable_names_are_read_above_the_environments() {
 }
 
 #[test]
+fn every_variable_of_flyways_that_names_no_key_is_named() {
+    let config = Project::new(&[("conf/dev.toml", "")])
+        .variable("FLYWAY_QUITE_UNKNOWN", "x")
+        .variable("FLYWAY_TABEL", "x")
+        .variable("FLYWAY_TARGT", "x")
+        .variable("FLYWAY_ENVIRONMENTS_DEFAULT_USER", "x")
+        .config();
+    let said = |variable: &str| {
+        let note = config.notes.iter().find(|note| note.contains(&format!("`{variable}`")));
+        note.map_or("", String::as_str)
+    };
+    assert_eq!(
+        said("FLYWAY_QUITE_UNKNOWN"),
+        "variable `FLYWAY_QUITE_UNKNOWN` names no key and is left out"
+    );
+    assert_eq!(
+        said("FLYWAY_TABEL"),
+        "variable `FLYWAY_TABEL` names no key and is left out; did you mean `FLYWAY_TABLE`?"
+    );
+    assert!(said("FLYWAY_TARGT").ends_with("did you mean `FLYWAY_TARGET`?"), "{:?}", config.notes);
+    assert!(
+        said("FLYWAY_ENVIRONMENTS_DEFAULT_USER").contains("names no key"),
+        "{:?}",
+        config.notes
+    );
+    assert_eq!(config.notes.len(), 4);
+}
+
+#[test]
+fn properties_of_the_driver_are_read_as_parameters_of_the_url() {
+    let url = "flyway.url=jdbc:postgresql://db.corp/d?sslmode=require\n";
+    let conf = format!(
+        "{url}flyway.jdbcProperties.currentSchema=app\nflyway.jdbcProperties.sslmode=disable\n\
+         flyway.jdbcProperties.tcpKeepAlive=true\nflyway.jdbcProperties.password=hush\n"
+    );
+    let config = Project::new(&[("conf/dev.conf", &conf)]).config();
+    let search_path = |schema: &str| vec![("search_path".to_owned(), schema.to_owned())];
+    assert_eq!(config.database.settings, search_path("app"));
+    // The URL counts, as in pgjdbc.
+    assert_eq!(config.database.ssl_mode, SslMode::Require);
+    assert_eq!(config.database.password.as_ref().map(ExposeSecret::expose_secret), Some("hush"));
+    assert_eq!(origin(&config, "flyway.jdbcProperties.password").0, "***");
+    assert_eq!(
+        config.notes,
+        ["`flyway.jdbcProperties.tcpKeepAlive` in conf/dev.conf:4 has no effect in seedbed"]
+    );
+    let toml = "[environments.dev]\nurl = \"jdbc:postgresql://localhost/d\"\n\
+        [environments.dev.jdbcProperties]\ncurrentSchema = \"of_toml\"\n";
+    let config = Project::new(&[("flyway.toml", toml)]).config();
+    assert_eq!(config.database.settings, search_path("of_toml"));
+    let config = Project::new(&[("conf/dev.conf", url)])
+        .variable("FLYWAY_JDBC_PROPERTIES_currentSchema", "of_variable")
+        .config();
+    assert_eq!(config.database.settings, search_path("of_variable"));
+    // What is about sessions is shared; an account is the one of its own server.
+    let shared = "flyway.url=jdbc:postgresql://old.corp/d\nflyway.jdbcProperties.password=hush\n\
+        flyway.jdbcProperties.currentSchema=shared\n";
+    let config = Project::new(&[("conf/flyway.conf", shared), ("conf/dev.conf", url)]).config();
+    assert_eq!(config.database.settings, search_path("shared"));
+    assert!(config.database.password.is_none());
+    let wrong = Project::new(&[("conf/dev.conf", "flyway.jdbcProperties.sslmode=on")]);
+    assert_eq!(
+        wrong.error(),
+        "`flyway.jdbcProperties.sslmode` in conf/dev.conf:1: `on` is no sslmode"
+    );
+}
+
+#[test]
+fn what_nothing_resolves_in_toml_is_refused_where_it_stands() {
+    for (key, value) in [
+        ("url", "jdbc:postgresql://${vault.host}/d"),
+        ("user", "${git.branch}"),
+        ("password", "${vault.password}"),
+        ("password", "${env:WORD"),
+    ] {
+        let toml = format!("[environments.dev]\n{key} = \"{value}\"\n");
+        assert_eq!(
+            Project::new(&[("flyway.toml", &toml)]).error(),
+            format!(
+                "`database.{key}` in flyway.toml:2: nothing here resolves its `${{…}}`\n\
+                 hint: write `${{env:NAME}}` and set the variable"
+            )
+        );
+    }
+}
+
+#[test]
 fn the_environment_is_the_named_the_default_dev_or_the_only_one() {
     let two =
         [("conf/a.toml", ""), ("conf/b.conf", ""), ("conf/seedbed.toml", "default_env = \"b\"")];

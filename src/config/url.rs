@@ -29,6 +29,42 @@ pub(crate) struct DatabaseUrl {
     pub ignored: Vec<String>,
 }
 
+impl DatabaseUrl {
+    /// Takes from `properties` what this URL does not say: as with pgjdbc, the URL counts.
+    pub(super) fn complete(&mut self, properties: Self) {
+        let Self {
+            host,
+            port,
+            name,
+            user,
+            password,
+            ssl_mode,
+            ssl_root_cert,
+            ssl_cert,
+            ssl_key,
+            service,
+            pass_file,
+            mut settings,
+            // The caller names them by their keys.
+            ignored: _,
+        } = properties;
+        self.host = self.host.take().or(host);
+        self.port = self.port.or(port);
+        self.name = self.name.take().or(name);
+        self.user = self.user.take().or(user);
+        self.password = self.password.take().or(password);
+        self.ssl_mode = self.ssl_mode.or(ssl_mode);
+        self.ssl_root_cert = self.ssl_root_cert.take().or(ssl_root_cert);
+        self.ssl_cert = self.ssl_cert.take().or(ssl_cert);
+        self.ssl_key = self.ssl_key.take().or(ssl_key);
+        self.service = self.service.take().or(service);
+        self.pass_file = self.pass_file.take().or(pass_file);
+        // The later of two settings counts.
+        settings.append(&mut self.settings);
+        self.settings = settings;
+    }
+}
+
 /// Reads `text`; the error is a fragment that says what is wrong with it and shows no secret.
 pub(crate) fn parse(text: &str) -> Result<DatabaseUrl, String> {
     let jdbc = text.strip_prefix("jdbc:");
