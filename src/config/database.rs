@@ -76,12 +76,18 @@ pub(super) fn database(
     let extra = parts.session_settings();
     let beside = std::mem::take(&mut parts.beside);
 
-    let name = name.unwrap_or_else(|| {
-        let name = name_of_folder(project);
-        let why = "default: the folder's name".to_owned();
-        found.derived.insert("database.name", (name.clone(), why));
-        name
-    });
+    let name = match name {
+        Some(name) => name,
+        None => {
+            let is_jdbc = settings.text(URL)?.is_some_and(|url| url.starts_with("jdbc:"));
+            let (name, why) = match is_jdbc {
+                true => (user.clone(), "default of JDBC: the user's name"),
+                false => (name_of_folder(project), "default: the folder's name"),
+            };
+            found.derived.insert("database.name", (name.clone(), why.to_owned()));
+            name
+        }
+    };
     check_name(settings, &name)?;
     let mut config = DatabaseConfig {
         named,

@@ -413,6 +413,13 @@ fn what_nothing_resolves_in_toml_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_jdbc_url_without_a_database_means_the_users() {
+    let conf = "flyway.url=jdbc:postgresql://localhost/\nflyway.user=app\n";
+    let config = Project::new(&[("conf/dev.conf", conf)]).config();
+    assert_eq!(origin(&config, "database.name"), ("app", "default of JDBC: the user's name"));
+}
+
+#[test]
 fn the_environment_is_the_named_the_default_dev_or_the_only_one() {
     let two =
         [("conf/a.toml", ""), ("conf/b.conf", ""), ("conf/seedbed.toml", "default_env = \"b\"")];
