@@ -40,11 +40,22 @@ pub fn new_script(ctx: &Context, description: &str) -> Result<Utf8PathBuf, Error
     let now = jiff::Timestamp::now().strftime("%Y%m%d%H%M%S%3f").to_string();
     let elsewhere = versions_of_branches(config, &folder);
     let file = file_name(config, &scripts, &elsewhere, description, &now)?;
-    let folder = match scripts.versioned.last().and_then(|script| script.path.parent()) {
-        Some(folder) => folder.to_owned(),
-        None => folder,
-    };
-    create(&folder.join(file), description)
+    // Beside the newest script whose folder takes another one, else where the first location begins.
+    let beside = scripts.versioned.iter().rev().filter_map(|script| script.path.parent());
+    let path = beside
+        .chain([folder.as_path()])
+        .map(|folder| folder.join(&file))
+        .find(|path| script_name(&config.locations, path).is_some());
+    match (path, config.locations.first()) {
+        (Some(path), _) => create(&path, description),
+        (None, location) => Err(Error::Setting {
+            key: "flyway.locations".to_owned(),
+            reason: format!(
+                "`{}` takes no script in `{folder}`, and no script shows where else",
+                location.unwrap_or(&folder)
+            ),
+        }),
+    }
 }
 
 /// Versions, as written, that scripts of any branch have had. Without git there are none.

@@ -125,3 +125,23 @@ async fn a_folder_of_milliseconds_gets_milliseconds() {
     assert_eq!(version.len(), 17);
     assert!(version > "20260101000000000" && version.bytes().all(|byte| byte.is_ascii_digit()));
 }
+
+#[tokio::test]
+async fn new_puts_a_script_where_the_pattern_of_the_location_takes_it() {
+    let site = Site::new(&[]).await;
+    let conf = site.sandbox.read("flyway.conf").replace("filesystem:sql", "filesystem:sql/**/mig");
+    site.sandbox.write("flyway.conf", conf);
+    let run = site.run(&["--quiet", "new", "add orders"]).exits(3);
+    let project = site.sandbox.project();
+    assert_eq!(
+        run.stderr,
+        format!(
+            "error: setting `flyway.locations`: `{project}/sql/**/mig` takes no script in `{project}/sql`, and no \
+             script shows where else\n"
+        )
+    );
+    site.sql("one/mig/V1__a.sql", "select 1;\n");
+    let run = site.run(&["--quiet", "new", "add orders"]).succeeds();
+    assert!(run.stdout.ends_with("/sql/one/mig/V2__add_orders.sql\n"), "{}", run.stdout);
+    assert_eq!(site.states(&[]), ["1 a Pending", "2 add orders Pending"]);
+}
