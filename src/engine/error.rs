@@ -131,7 +131,12 @@ impl Error {
             Self::Interrupted | Self::Died { .. } | Self::Program { .. } | Self::File { .. } => {
                 Vec::new()
             }
-            Self::Pg(_) | Self::NotReady { .. } | Self::DockerCall { .. } => {
+            Self::Pg(error) => {
+                let mut hints = error.hints();
+                hints.push("check with `seedbed doctor`".to_owned());
+                hints
+            }
+            Self::NotReady { .. } | Self::DockerCall { .. } => {
                 owned(&["check with `seedbed doctor`"])
             }
             Self::NothingHere { .. } => owned(&[

@@ -101,10 +101,11 @@ impl TlsProblem {
         let text = match self {
             Self::Plaintext => {
                 "turn on `ssl` on the server; or, where nobody listens between, \
-                 `database.sslmode = \"disable\"`"
+                 `database.sslmode = \"disable\"`, in a URL `?sslmode=disable`"
             }
             Self::UnknownIssuer => {
-                "name the file with the authority's certificate: `database.sslrootcert = \"PATH\"`"
+                "name the file with the authority's certificate: `database.sslrootcert = \"PATH\"`, in a \
+                 URL `?sslrootcert=PATH`; `?sslmode=require` trusts whoever answers"
             }
             Self::WrongName { .. } => {
                 "connect by a name that the certificate is for; `database.sslmode = \"verify-ca\"` \

@@ -147,6 +147,7 @@ async fn each_wrong_certificate_is_refused_in_words_and_the_right_one_is_taken()
 
     // The server has no certificate at all.
     refused(&full, "the server does not speak it");
+    refused(&full, "in a URL `?sslmode=disable`");
     refused("sslmode = \"require\"", "the server does not speak it");
     site.create("sslmode = \"prefer\"").succeeds();
 
@@ -156,6 +157,8 @@ async fn each_wrong_certificate_is_refused_in_words_and_the_right_one_is_taken()
     site.create(&verify("verify-ca", &root)).succeeds();
     // Whatever signed it is not among the system's authorities.
     refused("sslmode = \"verify-full\"", "no authority that is trusted here");
+    let what_to_write = "in a URL `?sslrootcert=PATH`; `?sslmode=require` trusts whoever answers";
+    refused("sslmode = \"verify-full\"", what_to_write);
     refused("sslrootcert = \"system\"", "no authority that is trusted here");
     let run = site.create("sslmode = \"require\"\nsslrootcert = \"system\"").exits(3);
     assert!(run.stderr.contains("goes with `sslmode = verify-full` only"), "{}", run.stderr);
