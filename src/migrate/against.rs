@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::Error;
 use super::checksum::checksum;
-use super::discover;
+use super::discover::{self, Found};
 use super::encoding;
 use super::file_name::{Kind, Naming};
 use super::git;
-use super::resolve::Scripts;
+use super::resolve::{Scripts, named};
+use super::script::Language;
 use super::version::Version;
 use crate::context::Context;
 
@@ -32,7 +33,7 @@ pub struct Against {
 /// One thing that would go wrong after a merge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AgainstFinding {
-    /// `CHANGED`, `REMOVED`, `COLLISION`, `OUT_OF_ORDER`.
+    /// `CHANGED`, `RENAMED`, `REMOVED`, `COLLISION`, `OUT_OF_ORDER`.
     pub code: &'static str,
     pub version: Option<String>,
     /// The file here, or the one that is gone.
@@ -72,7 +73,8 @@ pub async fn against(ctx: &Context, scripts: &Scripts, revision: &str) -> Result
                 None => Identity::Repeatable(script.description.clone()),
             };
             let path = below(&top, &script.path).to_owned();
-            (identity, File { path, checksum: script.raw_checksum })
+            let (description, language) = (script.description.clone(), script.language);
+            (identity, File { path, checksum: script.raw_checksum, description, language })
         })
         .collect();
     Ok(Against { revision: revision.to_owned(), base, findings: compare(&ours, &theirs, &common) })
@@ -86,11 +88,29 @@ enum Identity {
     Repeatable(String),
 }
 
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Version(version, _) => write!(f, "version {version}"),
+            Self::Repeatable(description) => write!(f, "the repeatable `{description}`"),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct File {
     /// Below the repository.
     path: Utf8PathBuf,
     checksum: i32,
+    /// With the language what the history has beside the version: its change is a mismatch.
+    description: String,
+    language: Language,
+}
+
+impl File {
+    fn is_named_like(&self, other: &Self) -> bool {
+        self.description == other.description && self.language == other.language
+    }
 }
 
 type Files = BTreeMap<Identity, File>;
@@ -104,26 +124,37 @@ fn compare(ours: &Files, theirs: &Files, common: &Files) -> Vec<AgainstFinding> 
     });
     let newest = newest.max();
     for (identity, their) in theirs {
-        let Identity::Version(version, _) = identity else { continue };
+        let version = match identity {
+            Identity::Version(version, _) => Some(version),
+            Identity::Repeatable(_) => None,
+        };
         let at = |code, path: &Utf8Path, message: String| AgainstFinding {
             code,
-            version: Some(version.text().to_owned()),
+            version: version.map(|version| version.text().to_owned()),
             path: path.to_string(),
             message,
         };
         let known = common.get(identity);
         match (ours.get(identity), known) {
-            (Some(our), None) if our.checksum != their.checksum || our.path != their.path => {
+            (Some(our), None) if collides(identity, our, their) => {
                 let text = format!(
-                    "version {version} is `{}` here and `{}` there: rename the one here",
+                    "{identity} is `{}` here and `{}` there: rename the one here",
                     our.path, their.path
                 );
                 findings.push(at("COLLISION", &our.path, text));
             }
-            (Some(our), Some(known)) if our.checksum != known.checksum => {
+            // A repeatable is there to be changed.
+            (Some(our), Some(known)) if version.is_some() && our.checksum != known.checksum => {
                 let text =
                     format!("`{}` was changed: write the change into a new script", our.path);
                 findings.push(at("CHANGED", &our.path, text));
+            }
+            (Some(our), Some(known)) if !our.is_named_like(known) => {
+                let text = format!(
+                    "`{}` was `{}`, and the history may have it by that name: give it back",
+                    our.path, known.path
+                );
+                findings.push(at("RENAMED", &our.path, text));
             }
             (None, Some(known)) => {
                 let text = format!("`{}` is gone here, and may be applied there", known.path);
@@ -150,6 +181,14 @@ fn compare(ours: &Files, theirs: &Files, common: &Files) -> Vec<AgainstFinding> 
     findings
 }
 
+/// Whether two new scripts cannot both be there. Of a repeatable in one file git itself asks.
+fn collides(identity: &Identity, our: &File, their: &File) -> bool {
+    match identity {
+        Identity::Version(..) => our.checksum != their.checksum || our.path != their.path,
+        Identity::Repeatable(_) => our.path != their.path,
+    }
+}
+
 /// The scripts below the project's locations in one revision.
 async fn tree(
     ctx: &Context,
@@ -163,17 +202,13 @@ async fn tree(
     let mut files = Files::new();
     for path in list.split('\0').filter(|path| !path.is_empty()) {
         let full = top.join(path);
-        let Some(name) = full.file_name() else { continue };
-        if discover::script_name(&config.locations, &full).is_none()
-            || naming.suffix(name).is_none()
-        {
-            continue;
-        }
-        let Ok(parsed) = naming.parse(name) else { continue };
-        let identity = match (parsed.kind, parsed.version) {
+        let Some(script) = discover::script_name(&config.locations, &full) else { continue };
+        // A name that is taken for a program as well as for SQL cannot be there in earnest.
+        let Some(named) = named(Found { script, path: full }, &naming).pop() else { continue };
+        let identity = match (named.kind, named.version) {
             (Kind::Versioned, Some(version)) => Identity::Version(version, false),
             (Kind::Baseline, Some(version)) => Identity::Version(version, true),
-            (Kind::Repeatable, _) => Identity::Repeatable(parsed.description),
+            (Kind::Repeatable, _) => Identity::Repeatable(named.description.clone()),
             _ => continue,
         };
         let bytes = git.bytes(&["cat-file", "blob", &format!("{revision}:{path}")]).await?;
@@ -183,7 +218,8 @@ async fn tree(
             false => encoding::decode(bytes, &config.encoding),
         };
         let checksum = text.map_or(0, |text| checksum(&text));
-        files.insert(identity, File { path: path.into(), checksum });
+        let (description, language) = (named.description, named.language);
+        files.insert(identity, File { path: path.into(), checksum, description, language });
     }
     Ok(files)
 }
@@ -224,13 +260,18 @@ impl Git<'_> {
 #[cfg(test)]
 mod tests {
     use super::{File, Files, Identity, compare};
-    use crate::migrate::Version;
+    use crate::migrate::{Language, Version};
 
     fn files(list: &[(&str, &str, i32)]) -> Files {
         list.iter()
             .map(|(version, path, checksum)| {
                 let version = Version::parse(version).expect("is a version");
-                let file = File { path: (*path).into(), checksum: *checksum };
+                let file = File {
+                    path: (*path).into(),
+                    checksum: *checksum,
+                    description: String::new(),
+                    language: Language::Sql,
+                };
                 (Identity::Version(version, false), file)
             })
             .collect()

@@ -329,7 +329,7 @@ fn odd_names(files: &[Found], naming: &Naming) -> Vec<InvalidName> {
 }
 
 /// What a file is taken for: an SQL script, a program, both (which is then a duplicate) or nothing.
-fn named(found: Found, naming: &Naming) -> Vec<Named> {
+pub(super) fn named(found: Found, naming: &Naming) -> Vec<Named> {
     let Some(name) = found.path.file_name() else { return Vec::new() };
     let sql = naming.suffix(name).map(|suffix| (suffix, Language::Sql));
     let program = program_suffix(name).map(|suffix| (suffix, Language::Program));

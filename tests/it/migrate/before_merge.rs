@@ -58,6 +58,54 @@ async fn what_would_break_after_the_merge_is_named() {
 }
 
 #[tokio::test]
+async fn another_name_for_the_same_text_is_named() {
+    let site = branched().await;
+    let sql = site.sandbox.project().join("sql");
+    std::fs::rename(sql.join("V1__a.sql"), sql.join("V1__b.sql")).expect("renames");
+    std::fs::rename(sql.join("V2__b.sql"), sql.join("V2__b.sh")).expect("renames");
+    let run = site.run(&["--quiet", "validate", "--against", "main"]).exits(7);
+    assert_eq!(
+        run.stdout,
+        "RENAMED: `sql/V1__b.sql` was `sql/V1__a.sql`, and the history may have it by that name: give it \
+         back\n\
+         RENAMED: `sql/V2__b.sh` was `sql/V2__b.sql`, and the history may have it by that name: give it \
+         back\n"
+    );
+    // A folder is no part of the name.
+    let site = branched().await;
+    site.remove("V1__a.sql");
+    site.sql("r1/V1__a.sql", "select 1;\n");
+    site.run(&["validate", "--against", "main"]).succeeds();
+}
+
+#[tokio::test]
+async fn repeatables_may_change_but_not_go() {
+    let site = Site::new(&[("R__one.sql", "select 1;\n"), ("R__two.sql", "select 2;\n")]).await;
+    git(&site, &["init", "-q", "-b", "main"]);
+    commit(&site, "two");
+    git(&site, &["switch", "-q", "-c", "feature"]);
+    site.sql("R__one.sql", "select 11;\n");
+    site.run(&["validate", "--against", "main"]).succeeds();
+    site.remove("R__two.sql");
+    let run = site.run(&["--quiet", "validate", "--against", "main"]).exits(7);
+    assert_eq!(run.stdout, "REMOVED: `sql/R__two.sql` is gone here, and may be applied there\n");
+}
+
+#[tokio::test]
+async fn programs_are_scripts_of_the_other_side_as_well() {
+    let site = Site::new(&[("V1__a.sql", "select 1;\n"), ("V3__prog.sh", "true\n")]).await;
+    git(&site, &["init", "-q", "-b", "main"]);
+    commit(&site, "two");
+    git(&site, &["switch", "-q", "-c", "feature"]);
+    git(&site, &["switch", "-q", "main"]);
+    site.sql("V4__theirs.sql", "select 4;\n");
+    commit(&site, "theirs");
+    git(&site, &["switch", "-q", "feature"]);
+    let run = site.run(&["validate", "--against", "main"]).succeeds();
+    assert_eq!(run.stdout, "the scripts fit those of `main`\n");
+}
+
+#[tokio::test]
 async fn a_revision_that_is_not_there_is_named() {
     let site = branched().await;
     let run = site.run(&["--quiet", "validate", "--against", "origin/none"]).exits(2);
