@@ -104,6 +104,14 @@ impl<'a> Entry<'a> {
         Self { state, row: None, script: Some(script), version: script.version.clone() }
     }
 
+    /// Whether it was applied by code in Java, which has no file among the scripts.
+    pub(super) fn is_javas(&self) -> bool {
+        self.script.is_none()
+            && self
+                .row
+                .is_some_and(|row| matches!(row.kind.as_str(), "JDBC" | "SPRING_JDBC" | "CUSTOM"))
+    }
+
     pub fn description(&self) -> &str {
         match (self.row, self.script) {
             (Some(row), _) => &row.description,

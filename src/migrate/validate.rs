@@ -172,6 +172,8 @@ fn of_state(entry: &Entry<'_>, ignores: impl Fn(PatternState) -> bool) -> Option
     match entry.state {
         State::FutureFailed if ignores(PatternState::Future) => None,
         State::Failed | State::MissingFailed | State::FutureFailed => failed(),
+        // Java's migrations have their files where no tool without Java looks.
+        State::Missing | State::Future if entry.is_javas() => None,
         State::Missing if !ignores(PatternState::Missing) => gone(),
         State::Future if !ignores(PatternState::Future) => gone(),
         State::Pending if !ignores(PatternState::Pending) => waiting(""),

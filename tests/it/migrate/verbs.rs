@@ -67,6 +67,23 @@ async fn a_program_that_fails_leaves_a_failed_row_and_says_what_it_said() {
 }
 
 #[tokio::test]
+async fn migrations_in_java_count_as_satisfied() {
+    let site = Site::new(&[A]).await;
+    site.run(&["migrate"]).succeeds();
+    let row = "insert into flyway_schema_history values
+        (2, '1.5', 'fill', 'JDBC', 'db.migration.V1_5__fill', null, 'postgres', now(), 5, true)";
+    site.database.run(row).await;
+    site.sql(B.0, B.1);
+    site.run(&["migrate"]).succeeds();
+    assert!(site.has("b").await);
+    site.run(&["validate"]).succeeds();
+    assert_eq!(site.states(&[]), ["1 a Success", "1.5 fill Missing", "2 b Success"]);
+    let failed = "update flyway_schema_history set success = false where version = '1.5'";
+    site.database.run(failed).await;
+    site.run(&["validate"]).exits(7);
+}
+
+#[tokio::test]
 async fn rows_of_the_paid_undo_are_read() {
     let site = Site::new(&[A, B]).await;
     site.run(&["migrate"]).succeeds();
