@@ -129,6 +129,8 @@ fn decided(plan: &Plan<'_>, patterns: &[Pattern]) -> Repaired {
         let ignores_future = || patterns.iter().any(|one| one.covers_future(is_versioned));
         match entry.state {
             _ if !row.success => repaired.removed.push(Touched { path: None, ..touched() }),
+            // It has no file here, and needs none.
+            State::Missing | State::Future if entry.is_javas() => {}
             State::Missing if !ignores_missing() => repaired.deleted.push(touched()),
             State::Future if !ignores_future() => repaired.deleted.push(touched()),
             State::Success | State::OutOfOrder | State::Baseline | State::Outdated => {
