@@ -348,7 +348,11 @@ async fn f09_a_standby_that_cancels_the_run_is_read_again_and_then_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f10_time_outs_of_role_and_database_do_not_end_a_dump() {
-    let case = Case::new().await;
+    // More text than what one upload leaves room for: its COPY waits in the middle.
+    let wide =
+        "create table wide as select n, repeat(md5(n::text), 20000) from generate_series(1, 40) n;";
+    let case =
+        Case::on(harness::server(), &format!("{}{wide}", super::SHOP), "uploads = 1\n").await;
     for (whose, value) in [
         (format!("role {}", case.reader.name), "150ms"),
         (format!("database {}", case.source.name()), "150ms"),
@@ -370,6 +374,8 @@ async fn f10_time_outs_of_role_and_database_do_not_end_a_dump() {
     // The leader idles and a COPY is under way for much longer than that.
     let long = format!(
         "select bool_and(clock_timestamp() - xact_start > interval '2 s') and count(*) > 1
+                and bool_or(state = 'active' and query like 'copy%'
+                            and clock_timestamp() - query_start > interval '2 s')
          from pg_stat_activity where usename = '{}' and xact_start is not null",
         case.reader.name
     );
@@ -439,6 +445,8 @@ async fn f10_the_transaction_time_out_of_newer_servers_does_not_end_a_dump() {
     pause.arrived();
     let long = format!(
         "select bool_and(clock_timestamp() - xact_start > interval '2 s') and count(*) > 1
+                and bool_or(state = 'active' and query like 'copy%'
+                            and clock_timestamp() - query_start > interval '2 s')
          from pg_stat_activity where datname = '{name}' and xact_start is not null"
     );
     until(&server.admin, &long, "t").await;
