@@ -111,6 +111,8 @@ impl Run<'_> {
 
     /// Tables with a stored column that is computed by a function or operator of somebody's own, which may
     /// read other tables.
+    ///
+    /// Before PostgreSQL 15 it is the column that depends on the function, since then its expression.
     async fn computed(&self, loader: &Loader) -> Result<BTreeSet<QualifiedName>, Error> {
         let session = self.session(Some(&loader.role)).await?;
         let rows = session
@@ -120,7 +122,10 @@ impl Run<'_> {
                  join pg_class c on c.oid = a.attrelid
                  join pg_namespace n on n.oid = c.relnamespace
                  join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
-                 join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid
+                 join pg_depend d
+                   on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid
+                   or d.classid = 'pg_class'::regclass
+                      and d.objid = a.attrelid and d.objsubid = a.attnum
                  where a.attgenerated = 's' and d.refobjid >= 16384
                    and d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass)",
                 &[],
