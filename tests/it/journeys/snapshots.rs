@@ -104,8 +104,9 @@ async fn a_snapshot_lives_its_whole_life_in_a_full_s3_server() {
     assert!(doctor.stdout.contains("overwrites although told not to"), "{}", doctor.stdout);
     production.run(&["snapshot", "create"]).succeeds();
     let again = production.run(&["snapshot", "create", "--json"]).succeeds().json();
-    // An archive of the schema says when it was made.
-    assert_eq!(again["new_objects"], 1, "{again}");
+    // The rows are there; an archive of the schema says in which second it was made.
+    let new = again["new_objects"].as_u64().expect("a number");
+    assert!(new <= 1, "{again}");
     production.run(&["snapshot", "verify"]).succeeds();
     let before = contents(&production.target).await;
     let mut project = developer(&section);
