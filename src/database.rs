@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::engine::Server;
+use crate::engine::{Keep, Server};
 use crate::error::Exit;
 use crate::lock;
 use crate::pg::names::DatabaseName;
@@ -69,6 +69,8 @@ pub enum Kind {
     Template,
     /// Replaced, about to be dropped.
     Retired,
+    /// Replaced and kept, to be brought back.
+    Kept,
 }
 
 /// Where the rows came from.
@@ -396,13 +398,13 @@ impl Scratch {
 }
 
 /// Makes `scratch` the live database. Sessions of the one that it replaces are ended; the two renames
-/// are one transaction; only then is the old one dropped.
+/// are one transaction; only then is the old one dropped, or the one that was kept before it.
 ///
 /// # Errors
 /// [`Error::NotOurs`] when a live database of that name lacks our marker. On any error the old
 /// database is as it was.
-pub async fn swap_in(ctx: &Context, scratch: Scratch) -> Result<Database, Error> {
-    match replace(ctx, &scratch).await {
+pub async fn swap_in(ctx: &Context, scratch: Scratch, keep: Keep) -> Result<Database, Error> {
+    match replace(ctx, &scratch, keep).await {
         Ok(database) => {
             scratch.guard.close().await;
             Ok(database)
@@ -416,7 +418,7 @@ pub async fn swap_in(ctx: &Context, scratch: Scratch) -> Result<Database, Error>
     }
 }
 
-async fn replace(ctx: &Context, scratch: &Scratch) -> Result<Database, Error> {
+async fn replace(ctx: &Context, scratch: &Scratch, keep: Keep) -> Result<Database, Error> {
     let final_name = scratch.final_name().to_owned();
     let session = &scratch.guard;
     let marker = Marker { kind: Kind::Live, ..scratch.marker.clone() };
@@ -426,8 +428,11 @@ async fn replace(ctx: &Context, scratch: &Scratch) -> Result<Database, Error> {
         Some(Found { marker: None, .. }) => return Err(Error::NotOurs { database: final_name }),
         Some(Found { marker: Some(marker), .. }) => {
             refuse_prepared(session, &final_name).await?;
-            let name = unique_name(&final_name, "retired");
-            Some((name, Marker { kind: Kind::Retired, ..marker }))
+            let (kind, word) = match keep {
+                Keep::Yes => (Kind::Kept, "kept"),
+                Keep::No => (Kind::Retired, "retired"),
+            };
+            Some((unique_name(&final_name, word), Marker { kind, ..marker }))
         }
         None => None,
     };
@@ -436,32 +441,66 @@ async fn replace(ctx: &Context, scratch: &Scratch) -> Result<Database, Error> {
         swap.run(&marker, None).await.map_err(fail)?;
         return Ok(Database { name: final_name, marker: Some(marker) });
     };
-    let retire = Some((retired.as_str(), &retired_marker));
-    let mut ended = end_sessions(session, &final_name).await.map_err(fail)?;
-    let mut swapped = swap.run(&marker, retire).await;
-    if swapped.as_ref().is_err_and(|error| error.sqlstate() == Some(IN_USE)) {
-        // Somebody connects again faster than the rename locks: only then is the door closed before it,
-        // because a run that is killed here leaves it closed until the next one.
-        let swapping = async {
-            ended += block_and_end(session, &final_name).await?;
-            swap.run(&marker, retire).await
-        };
-        swapped = swapping.await;
-        if swapped.is_err() {
-            // Back to what was: an error here adds nothing to the first.
-            let _ = allow_connections(session, &final_name, "true").await;
+    swap.retire(&marker, &retired, &retired_marker).await.map_err(fail)?;
+    let (leftovers, kind) = match keep {
+        Keep::No => (vec![retired.clone()], Kind::Retired),
+        Keep::Yes => (kept(session, &final_name).await?, Kind::Kept),
+    };
+    for name in leftovers.iter().filter(|name| keep == Keep::No || **name != retired) {
+        if let Err(error) = drop_marked(session, name, &[kind]).await {
+            // The new one is live: what is left of an old one must not make this run a failure.
+            ctx.report.warn(format!("the replaced database stays as `{name}`: {error}"));
         }
     }
-    swapped.map_err(fail)?;
-    if ended > 0 {
-        ctx.report
-            .note(format!("ended {} on `{final_name}`", counted(ended.unsigned_abs(), "session")));
-    }
-    if let Err(error) = drop_marked(session, &retired, &[Kind::Retired]).await {
-        // The new one is live: what is left of the old one must not make this run a failure.
-        ctx.report.warn(format!("the replaced database stays as `{retired}`: {error}"));
-    }
     Ok(Database { name: final_name, marker: Some(marker) })
+}
+
+/// The databases that were kept of this name.
+async fn kept(session: &Session, final_name: &str) -> Result<Vec<String>, Error> {
+    let found = list(session).await?.into_iter().filter(|found| {
+        found
+            .marker
+            .as_ref()
+            .is_some_and(|marker| marker.kind == Kind::Kept && marker.database == final_name)
+    });
+    Ok(found.map(|found| found.name).collect())
+}
+
+/// Makes the database that was kept live again; the live one is kept in its place. `false`: none was
+/// kept on this server.
+///
+/// # Errors
+/// What the server said; the live database is then as it was.
+pub async fn bring_back(ctx: &Context, session: &Session, final_name: &str) -> Result<bool, Error> {
+    let found = list(session).await?;
+    let of = |kind: Kind| {
+        found.iter().find_map(|found| {
+            let marker = found.marker.clone()?;
+            let fits = marker.kind == kind && marker.database == final_name;
+            fits.then(|| (found.name.clone(), marker))
+        })
+    };
+    let (Some((kept, marker)), Some((_, live))) = (of(Kind::Kept), of(Kind::Live)) else {
+        return Ok(false);
+    };
+    refuse_prepared(session, final_name).await?;
+    let fail = |error| stopped(ctx, "swap in database", final_name, error);
+    end_sessions(session, &kept).await.map_err(fail)?;
+    let swap = Swap { ctx, session, live: final_name, scratch: &kept };
+    let marker = Marker { kind: Kind::Live, ..marker };
+    let retired = Marker { kind: Kind::Kept, ..live };
+    swap.retire(&marker, &unique_name(final_name, "kept"), &retired).await.map_err(fail)?;
+    // It may have been closed to be replaced.
+    allow_connections(session, final_name, "true").await.map_err(fail)?;
+    Ok(true)
+}
+
+/// Tells whose sessions were ended.
+pub(crate) fn note_ended(ctx: &Context, ended: i64, name: &str) {
+    if ended > 0 {
+        let sessions = counted(ended.unsigned_abs(), "session");
+        ctx.report.note(format!("ended {sessions} on `{name}`"));
+    }
 }
 
 /// What the server's error means: the statement that Ctrl-C cancelled is no failure of the server.
@@ -504,6 +543,30 @@ struct Swap<'a> {
 const SWAP_LOCK_TIMEOUT: &str = "30s";
 
 impl Swap<'_> {
+    /// Ends the live database's sessions, says how many, and renames both. `live` and `retired` are the
+    /// markers that they have afterwards.
+    async fn retire(&self, live: &Marker, name: &str, retired: &Marker) -> Result<(), pg::Error> {
+        let retire = Some((name, retired));
+        let mut ended = end_sessions(self.session, self.live).await?;
+        let mut swapped = self.run(live, retire).await;
+        if swapped.as_ref().is_err_and(|error| error.sqlstate() == Some(IN_USE)) {
+            // Somebody connects again faster than the rename locks: only then is the door closed before
+            // it, because a run that is killed here leaves it closed until the next one.
+            let swapping = async {
+                ended += block_and_end(self.session, self.live).await?;
+                self.run(live, retire).await
+            };
+            swapped = swapping.await;
+            if swapped.is_err() {
+                // Back to what was: an error here adds nothing to the first.
+                let _ = allow_connections(self.session, self.live, "true").await;
+            }
+        }
+        swapped?;
+        note_ended(self.ctx, ended, self.live);
+        Ok(())
+    }
+
     /// One transaction: a run that is killed or stopped in it has changed nothing. `retire`: the name
     /// and the marker of the database that is replaced, if there is one.
     async fn run(&self, live: &Marker, retire: Option<(&str, &Marker)>) -> Result<(), pg::Error> {
@@ -588,6 +651,18 @@ pub(crate) async fn set_marker(
         database: name.to_owned(),
         error,
     })
+}
+
+/// Notes that a live database was made just now, from what its marker says.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn renew(session: &Session, name: &str) -> Result<(), Error> {
+    let Some(marker) = find(session, name).await?.and_then(|found| found.marker) else {
+        return Ok(());
+    };
+    set_marker(session, name, &Marker { made_at: jiff::Timestamp::now().to_string(), ..marker })
+        .await
 }
 
 /// Drops a database that carries our marker with one of `kinds`; the marker is read in the session

@@ -9,9 +9,10 @@ use serde::Serialize;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Origin, Scratch};
-use crate::engine::{self, Server};
+use crate::engine::{self, Engine, Keep, Server};
 use crate::error::Error;
 use crate::guard;
+use crate::image;
 use crate::lock::{self, ProjectLock};
 use crate::migrate::{self, Scripts};
 use crate::pg::names::DatabaseName;
@@ -63,6 +64,8 @@ pub struct Wish {
     pub to: Option<String>,
     /// Take the next fitting snapshot when the newest is damaged.
     pub skip_damaged: bool,
+    /// Whether the database that is replaced stays, for [`undo_reset`].
+    pub keep: Keep,
 }
 
 /// What `up`, `reset` and `seed` ended with.
@@ -86,11 +89,11 @@ pub struct Ready {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error> {
-    let site = open(ctx, "up").await?;
+    let mut site = open(ctx, "up").await?;
     let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
     make_roles(ctx, &site).await?;
     let Some(live) = live.filter(|_| fresh == Fresh::No) else {
-        return build_and_swap(ctx, &site, wish).await;
+        return build_and_swap(ctx, &mut site, wish).await;
     };
     if wish.seed != Seed::Auto {
         ctx.report.warn(format!(
@@ -120,10 +123,33 @@ pub enum Fresh {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
-    let site = open(ctx, verb).await?;
+    let mut site = open(ctx, verb).await?;
     database::replaceable(&site.session, &ctx.config.database.name).await?;
     make_roles(ctx, &site).await?;
-    build_and_swap(ctx, &site, wish).await
+    build_and_swap(ctx, &mut site, wish).await
+}
+
+/// The database that the last `reset --keep` has replaced is live again, and the present one is kept.
+///
+/// # Errors
+/// [`engine::Error::NothingKept`]; any other: the present one is then live still.
+pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
+    let mut site = open(ctx, "undo-reset").await?;
+    let name = ctx.config.database.name.clone();
+    database::replaceable(&site.session, &name).await?;
+    let step = ctx.report.step("bring the last database back");
+    if !database::bring_back(ctx, &site.session, &name).await? {
+        let sessions = sessions(&site.session, &name).await?;
+        let server = site.engine.undo_replace(ctx).await?;
+        database::note_ended(ctx, sessions, &name);
+        site.move_to(ctx, server).await?;
+    }
+    step.done("");
+    let target = connect::owner(ctx, &site.server, &name);
+    let version = migrate::info(ctx, &target, &site.scripts).await?.schema_version;
+    let live = database::find(&site.session, &name).await?;
+    let origin = live.and_then(|live| live.marker).and_then(|marker| marker.origin);
+    Ok(ready(ctx, &site, Vec::new(), version, origin))
 }
 
 /// A file of the team's own into the current database.
@@ -365,9 +391,17 @@ pub struct CiOptions {
 pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     let site = open(ctx, "ci").await?;
     make_roles(ctx, &site).await?;
-    let wish = Wish { seed: options.seed.clone(), to: None, skip_damaged: options.skip_damaged };
-    let built =
-        from_first_whole(ctx, &site, &wish, async |source| build(ctx, &site, source, &wish).await);
+    let wish = Wish {
+        seed: options.seed.clone(),
+        to: None,
+        skip_damaged: options.skip_damaged,
+        keep: Keep::No,
+    };
+    let built = async {
+        let source = choose_source(ctx, &site, &wish).await?;
+        let build = async |source: &Source| build(ctx, &site, source, &wish).await;
+        from_first_whole(ctx, &site, &wish, source, build).await
+    };
     let built = built.await.map_err(|error| match error.exit() {
         // Scripts that run on an empty database prove little, and a wrong store would go unnoticed.
         crate::error::Exit::NoSnapshot => Error::NoData {
@@ -388,6 +422,7 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
 
 /// Where a journey works: lock held, server up, files read.
 pub(crate) struct Site {
+    pub engine: Engine,
     pub server: Server,
     /// With the maintenance database; holds the database's advisory lock.
     pub session: Session,
@@ -400,6 +435,15 @@ impl Site {
     /// Who owns the database and runs the scripts.
     pub fn owner<'a>(&self, ctx: &'a Context) -> &'a str {
         &ctx.config.database.user
+    }
+
+    /// Goes on with a server whose data was replaced: the old session has ended with the old data.
+    async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
+        let session = connect::session(&server.admin).await?;
+        lock::database(&session, &ctx.config.database.name).await?;
+        self.server = server;
+        self.session = session;
+        make_roles(ctx, self).await
     }
 }
 
@@ -426,7 +470,7 @@ async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
     let session = connect::session(&server.admin).await?;
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
-    Ok(Site { server, session, scripts, accounts, _lock: lock })
+    Ok(Site { engine: choice.engine, server, session, scripts, accounts, _lock: lock })
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
@@ -449,35 +493,142 @@ async fn sources(ctx: &Context, server: &Server) -> Result<Vec<String>, Error> {
     Ok(find::sources_matching(&store, &server.system_identifier).await?)
 }
 
-async fn build_and_swap(ctx: &Context, site: &Site, wish: Wish) -> Result<Ready, Error> {
-    let built = from_first_whole(ctx, site, &wish, async |source| {
+async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Ready, Error> {
+    let source = choose_source(ctx, site, &wish).await?;
+    if let Some(ready) = from_image(ctx, site, &source, &wish).await? {
+        return Ok(ready);
+    }
+    let built = from_first_whole(ctx, site, &wish, source, async |source| {
         if let Some(built) = cloned(ctx, site, source, &wish).await? {
-            return Ok(built);
+            return Ok((built, Frozen::Already));
         }
         let built = build(ctx, site, source, &wish).await?;
-        match template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx)).await {
-            Ok(()) => Ok(built),
-            Err(error) => Err(given_up(ctx, built.scratch, error.into()).await),
+        match freeze_template(ctx, site, &built, &wish).await {
+            Ok(frozen) => Ok((built, frozen)),
+            Err(error) => Err(given_up(ctx, built.scratch, error).await),
         }
     });
-    let built = built.await?;
+    let (built, frozen) = built.await?;
     let Built { scratch, migrated, schema_version } = built;
     let origin = scratch.marker().origin.clone();
     let step = ctx.report.step(format!("swap in `{}`", scratch.final_name()));
-    database::swap_in(ctx, scratch).await?;
+    database::swap_in(ctx, scratch, wish.keep).await?;
     step.done("");
+    if frozen == Frozen::Later {
+        freeze_image(ctx, site, schema_version.clone()).await?;
+    }
     Ok(ready(ctx, site, migrated, schema_version, origin))
+}
+
+/// Whether what was built is frozen, so that the same build is a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    /// As a template.
+    Already,
+    /// As an image, once it is live.
+    Later,
+}
+
+/// Freezes a template, where not the whole server will be frozen as an image.
+async fn freeze_template(
+    ctx: &Context,
+    site: &Site,
+    built: &Built,
+    wish: &Wish,
+) -> Result<Frozen, Error> {
+    let bytes = image::size_of(&site.session, built.scratch.name()).await?;
+    // What is kept would be frozen with it.
+    if wish.keep == Keep::No && image::is_meant(ctx, &site.server, bytes) {
+        let name = &ctx.config.database.name;
+        let why = match image::shared_with(&site.session, name, None, built.scratch.name()).await? {
+            Some(other) => Some(format!("the server holds more than this database: {other}")),
+            None => match site.engine.can_freeze(ctx).await {
+                Ok(()) => None,
+                Err(engine::Error::NoPool { reason }) => Some(reason),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        match why {
+            None => return Ok(Frozen::Later),
+            Some(why) => ctx.report.note(format!("freezing a template, no image: {why}")),
+        }
+    }
+    template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx)).await?;
+    Ok(Frozen::Already)
+}
+
+/// Freezes the live database with its server. It is whole already, so that what goes wrong here costs
+/// only the next reset its time.
+async fn freeze_image(
+    ctx: &Context,
+    site: &mut Site,
+    schema_version: Option<String>,
+) -> Result<(), Error> {
+    let name = ctx.config.database.name.clone();
+    match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
+        Ok(Some(server)) => {
+            site.move_to(ctx, server).await?;
+            let pruned = image::prune(ctx, &site.engine, false).await?;
+            for gone in pruned.removed {
+                ctx.report.detail(format!("removed the image {}", gone.name));
+            }
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(error @ Error::Interrupted) => Err(error),
+        Err(error) => {
+            ctx.report.warn(format!("the next reset has to build again: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await
+        }
+    }
+}
+
+/// The server's data replaced by a clone of the image that the same build left behind, if there is one
+/// and nothing but this database is replaced with it.
+async fn from_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Ready>, Error> {
+    if !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let name = ctx.config.database.name.clone();
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
+    let shared = image::shared_with(&site.session, &name, Some(&facts.roles), "").await?;
+    if let Some(other) = shared {
+        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+        return Ok(None);
+    }
+    let sessions = sessions(&site.session, &name).await?;
+    let step = ctx.report.step("serve a clone of the image");
+    let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
+    database::note_ended(ctx, sessions, &name);
+    site.move_to(ctx, server).await?;
+    database::renew(&site.session, &name).await?;
+    step.done(fingerprint);
+    Ok(Some(ready(ctx, site, Vec::new(), facts.schema_version, facts.origin)))
+}
+
+/// How many others are connected to a database.
+async fn sessions(session: &Session, name: &str) -> Result<i64, Error> {
+    let sql = "select count(*) from pg_stat_activity where datname = $1";
+    let row = session.query_one(sql, &[&name]).await.map_err(Error::Server)?;
+    Ok(row.get(0))
 }
 
 /// Calls `work` with the source that `wish` means. A snapshot whose chunks turn out to be damaged while
 /// it is loaded is an error that names the next one that fits; with `skip_damaged` that one is taken.
-async fn from_first_whole(
+async fn from_first_whole<T>(
     ctx: &Context,
     site: &Site,
     wish: &Wish,
-    work: impl AsyncFn(&Source) -> Result<Built, Error>,
-) -> Result<Built, Error> {
-    let mut source = choose_source(ctx, site, wish).await?;
+    mut source: Source,
+    work: impl AsyncFn(&Source) -> Result<T, Error>,
+) -> Result<T, Error> {
     loop {
         let error = match work(&source).await {
             Err(error) if error.exit() == crate::error::Exit::Damaged => error,

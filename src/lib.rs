@@ -17,6 +17,7 @@ pub mod engine;
 pub mod env;
 pub mod error;
 pub mod guard;
+pub mod image;
 pub mod init;
 pub mod journeys;
 pub mod lock;

@@ -83,6 +83,12 @@ pub enum Command {
     /// Replace the database by a clean seeded one
     #[command(after_help = "Example: seedbed reset")]
     Reset(Reset),
+    /// Bring back the database that the last `reset --keep` has replaced
+    #[command(after_help = "Example: seedbed undo-reset")]
+    UndoReset,
+    /// Frozen servers, from which `reset` clones
+    #[command(subcommand, after_help = "Example: seedbed images list")]
+    Images(Images),
     /// Replace the database by a chosen snapshot, or load a file into it
     #[command(after_help = "Example: seedbed seed --snapshot latest\n         \
                             seedbed seed --file extra.sql.gz")]
@@ -156,6 +162,8 @@ impl Command {
         match self {
             Self::Up(_) => "up",
             Self::Reset(_) => "reset",
+            Self::UndoReset => "undo-reset",
+            Self::Images(_) => "images",
             Self::Seed(_) => "seed",
             Self::Down(_) => "down",
             Self::Status => "status",
@@ -184,6 +192,7 @@ impl Command {
     pub fn replaces(&self) -> Option<&'static str> {
         match self {
             Self::Up(_) | Self::Reset(_) | Self::Seed(_) | Self::Ci(_) => Some(self.name()),
+            Self::UndoReset => Some(self.name()),
             Self::Users(Users::Check) => Some("users check"),
             _ => None,
         }
@@ -214,6 +223,18 @@ pub struct Reset {
     /// Take the next fitting snapshot when the newest is damaged
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Keep what is replaced, for `undo-reset`
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Images {
+    /// List the images, newest first
+    List,
+    /// Remove what is old or too much; only shows it without --yes
+    #[command(after_help = "Example: seedbed images prune --yes")]
+    Prune,
 }
 
 #[derive(Debug, Args)]

@@ -6,12 +6,13 @@ use super::args::{self, Cli, Command, Global};
 use super::{Outcome, flyway, show};
 use crate::config::Override;
 use crate::context::Context;
+use crate::engine::Keep;
 use crate::env::Env;
 use crate::error::{Error, Exit};
 use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
 use crate::snapshot::{export, find, prune, verify};
 use crate::store::Store;
-use crate::{connect, doctor, init, migrate, report, status};
+use crate::{connect, doctor, image, init, migrate, report, status};
 
 /// Commands that need no project.
 pub(super) fn without_project(
@@ -40,6 +41,8 @@ pub(super) fn without_project(
         }
         Command::Up(_)
         | Command::Reset(_)
+        | Command::UndoReset
+        | Command::Images(_)
         | Command::Seed(_)
         | Command::Down(_)
         | Command::Status
@@ -109,10 +112,16 @@ pub(super) async fn command(
             Outcome::done(show::ready(&ready), &ready)
         }
         Command::Reset(options) => {
-            let wish = wish(options.seed.as_deref(), None, options.skip_damaged);
+            let keep = if options.keep { Keep::Yes } else { Keep::No };
+            let wish = Wish { keep, ..wish(options.seed.as_deref(), None, options.skip_damaged) };
             let ready = journeys::replace(ctx, "reset", wish).await?;
             Outcome::done(show::ready(&ready), &ready)
         }
+        Command::UndoReset => {
+            let ready = journeys::undo_reset(ctx).await?;
+            Outcome::done(show::ready(&ready), &ready)
+        }
+        Command::Images(verb) => images(ctx, *verb).await,
         Command::Seed(options) => seed(ctx, options).await,
         Command::Down(options) => down(ctx, options).await,
         Command::Status => {
@@ -166,7 +175,7 @@ pub(super) async fn command(
 }
 
 fn wish(seed: Option<&str>, to: Option<String>, skip_damaged: bool) -> Wish {
-    Wish { seed: Seed::parse(seed), to, skip_damaged }
+    Wish { seed: Seed::parse(seed), to, skip_damaged, keep: Keep::No }
 }
 
 async fn seed(ctx: &Context, options: &args::Seed) -> Result<Outcome, Error> {
@@ -178,7 +187,8 @@ async fn seed(ctx: &Context, options: &args::Seed) -> Result<Outcome, Error> {
         None | Some("latest") => Seed::Latest,
         Some(id) => Seed::Id(id.to_owned()),
     };
-    let wish = Wish { seed, to: options.to.clone(), skip_damaged: options.skip_damaged };
+    let wish =
+        Wish { seed, to: options.to.clone(), skip_damaged: options.skip_damaged, keep: Keep::No };
     let ready = journeys::replace(ctx, "seed", wish).await?;
     Outcome::done(show::ready(&ready), &ready)
 }
@@ -220,6 +230,22 @@ async fn psql(ctx: &Context, options: &args::Psql) -> Result<Outcome, Error> {
     let code = status::psql(ctx, reached.server.as_ref(), &target, &options.args).await?;
     let json = serde_json::json!({ "exit": code });
     Ok(Outcome { text: String::new(), json, exit: code, failure: None })
+}
+
+async fn images(ctx: &Context, verb: args::Images) -> Result<Outcome, Error> {
+    let Some(engine) = crate::engine::chosen_before(ctx).await? else {
+        return Err(Error::NoServer);
+    };
+    match verb {
+        args::Images::List => {
+            let images = image::list(ctx, &engine).await?;
+            Outcome::done(show::images(&images), &images)
+        }
+        args::Images::Prune => {
+            let pruned = image::prune(ctx, &engine, !ctx.yes).await?;
+            Outcome::done(show::pruned_images(&pruned), &pruned)
+        }
+    }
 }
 
 async fn users_check(ctx: &Context) -> Result<Outcome, Error> {

@@ -8,6 +8,7 @@ use crate::config;
 use crate::database::Origin;
 use crate::engine::Stopped;
 use crate::error::{Error, Exit};
+use crate::image;
 use crate::journeys::{Proof, Published, Ready};
 use crate::migrate;
 use crate::report::format::{self, Align};
@@ -278,6 +279,52 @@ pub(super) fn users_dry_run(plan: &users::DryRun) -> String {
 /// A dry run in a line per script.
 pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
     plan.scripts.iter().map(|script| format!("run {}", script.script)).collect()
+}
+
+pub(super) fn images(images: &[image::Listed]) -> String {
+    if images.is_empty() {
+        return "no image: a database is frozen as one from `images.min_size` on".to_owned();
+    }
+    image_table(images.iter().map(|image| (image, "")))
+}
+
+pub(super) fn pruned_images(pruned: &image::Pruned) -> String {
+    let gone = if pruned.dry_run { "would go" } else { "removed" };
+    let kept = pruned.kept.iter().map(|image| (image, "stays"));
+    let table = image_table(kept.chain(pruned.removed.iter().map(|image| (image, gone))));
+    match pruned.dry_run && !pruned.removed.is_empty() {
+        true => format!("{table}\n`seedbed images prune --yes` removes them"),
+        false => table,
+    }
+}
+
+fn image_table<'a>(images: impl Iterator<Item = (&'a image::Listed, &'static str)>) -> String {
+    let rows: Vec<[String; 6]> = images
+        .map(|(image, fate)| {
+            let facts = &image.facts;
+            [
+                image.name.clone(),
+                format!("{} ago", format::age(Duration::from_secs(image.age_seconds))),
+                format::bytes(image.bytes),
+                format!("{} of {}", facts.database, facts.project),
+                format!(
+                    "version {}, {}",
+                    facts.schema_version.as_deref().unwrap_or("none"),
+                    origin(facts.origin.as_ref())
+                ),
+                fate.to_owned(),
+            ]
+        })
+        .collect();
+    let columns = [
+        ("image", Align::Left),
+        ("made", Align::Left),
+        ("size", Align::Right),
+        ("database", Align::Left),
+        ("holds", Align::Left),
+        ("", Align::Left),
+    ];
+    format::table(columns, &rows).trim_end().to_owned()
 }
 
 pub(super) fn pruned(pruned: &prune::Pruned) -> String {

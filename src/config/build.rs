@@ -10,8 +10,9 @@ use super::error::Error;
 use super::keys::{KEYS, Kind};
 use super::settings::{Setting, Settings};
 use super::{
-    Checksums, Config, DatabaseConfig, EngineConfig, EngineKind, MigrateConfig, Origin, Owners,
-    RestoreConfig, RetentionConfig, S3Config, SeedConfig, SnapshotConfig, StoreConfig, UsersConfig,
+    Checksums, Config, DatabaseConfig, EngineConfig, EngineKind, ImagesConfig, MigrateConfig,
+    Origin, Owners, RestoreConfig, RetentionConfig, S3Config, SeedConfig, SnapshotConfig,
+    StoreConfig, UsersConfig,
 };
 use super::{libpq, url};
 
@@ -34,6 +35,14 @@ pub(crate) fn build(
         disposable: settings.flag("disposable")?,
         database,
         engine,
+        images: ImagesConfig {
+            enabled: settings.choice("images.kind")? != Some("template"),
+            min_size: settings.bytes("images.min_size")?,
+            max_size: settings.bytes("images.max_size")?,
+            max_age_seconds: settings.duration("images.max_age")?,
+            pool: settings.text_or_empty("images.pool")?,
+            pool_size: settings.bytes("images.pool_size")?,
+        },
         store,
         migrate,
         users: UsersConfig { dir: settings.path("users.dir")?.unwrap_or_default() },

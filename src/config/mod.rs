@@ -46,6 +46,7 @@ pub struct Config {
     pub disposable: bool,
     pub database: DatabaseConfig,
     pub engine: EngineConfig,
+    pub images: ImagesConfig,
     pub store: StoreConfig,
     pub migrate: MigrateConfig,
     pub users: UsersConfig,
@@ -140,6 +141,23 @@ pub struct EngineConfig {
     pub superuser: Option<String>,
     /// Extra server settings for servers we start.
     pub settings: BTreeMap<String, String>,
+}
+
+/// How ready databases are frozen.
+#[derive(Debug, Clone)]
+pub struct ImagesConfig {
+    /// Whole data directories where clones can share blocks; else template databases only.
+    pub enabled: bool,
+    /// Bytes from which on a database is frozen as an image.
+    pub min_size: u64,
+    /// Bytes of all images together.
+    pub max_size: u64,
+    /// Seconds after which an image that nobody used goes.
+    pub max_age_seconds: u64,
+    /// Docker's volume that holds what shares blocks.
+    pub pool: String,
+    /// Bytes of its file system, at most.
+    pub pool_size: u64,
 }
 
 /// Where snapshots live.

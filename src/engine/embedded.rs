@@ -58,7 +58,7 @@ impl EmbeddedEngine {
         self.dir.join("bin")
     }
 
-    fn native(&self, ctx: &Context) -> NativeEngine {
+    pub(super) fn native(&self, ctx: &Context) -> NativeEngine {
         let bin = BinDir { dir: self.bin_dir(), major: self.major };
         NativeEngine::with(ctx, bin, ServerKind::Embedded)
     }

@@ -34,6 +34,10 @@ pub enum Error {
     PortTaken { port: u16, by: String },
     #[error("find a free port: {reason}")]
     NoPort { reason: String },
+    #[error("make a pool whose clones share blocks: {reason}")]
+    NoPool { reason: String },
+    #[error("bring the last database back: none was kept, as `reset --keep` does")]
+    NothingKept,
     #[error("make the {kind} `{name}`: one of this name is there and is not ours")]
     NameTaken { kind: &'static str, name: String },
     #[error("start PostgreSQL {wanted} on `{place}`: it holds the data of PostgreSQL {holds}")]
@@ -109,6 +113,8 @@ impl Error {
             | Self::PortTaken { .. }
             | Self::NoPort { .. }
             | Self::NameTaken { .. }
+            | Self::NoPool { .. }
+            | Self::NothingKept
             | Self::OtherMajor { .. }
             | Self::DataUnusable { .. }
             | Self::Died { .. }
@@ -128,9 +134,12 @@ impl Error {
     pub fn hints(&self) -> Vec<String> {
         let owned = |hints: &[&str]| hints.iter().map(|&hint| hint.to_owned()).collect();
         match self {
-            Self::Interrupted | Self::Died { .. } | Self::Program { .. } | Self::File { .. } => {
-                Vec::new()
-            }
+            Self::Interrupted
+            | Self::Died { .. }
+            | Self::Program { .. }
+            | Self::File { .. }
+            | Self::NoPool { .. } => Vec::new(),
+            Self::NothingKept => owned(&["`seedbed reset` gives clean data"]),
             Self::Pg(error) => {
                 let mut hints = error.hints();
                 hints.push("check with `seedbed doctor`".to_owned());

@@ -11,6 +11,7 @@ mod docker;
 mod embedded;
 mod error;
 mod external;
+pub(crate) mod images;
 mod native;
 pub(crate) mod place;
 mod port;
@@ -26,6 +27,7 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
+pub use images::{Keep, Stored};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;

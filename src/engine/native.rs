@@ -5,6 +5,8 @@
 //! reach the project. The folder's marker is written when the cluster is complete: one without it is
 //! made again.
 
+mod images;
+
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -36,8 +38,10 @@ pub struct NativeEngine {
     arguments: Vec<String>,
     password: Option<SecretString>,
     user: Option<RunAs>,
-    /// Holds `data`, `log` and nothing else.
+    /// Holds `data`, clones of it, and `log`.
     home: Utf8PathBuf,
+    /// Frozen data directories of the project, on the same file system.
+    images_dir: Utf8PathBuf,
 }
 
 impl NativeEngine {
@@ -71,6 +75,11 @@ impl NativeEngine {
             password: super::configured_password(&ctx.config),
             user,
             home: place::reachable(&ctx.state_dir().join("native"), &name, user),
+            images_dir: place::reachable(
+                &ctx.state_dir().join("images"),
+                &format!("{name}-images"),
+                user,
+            ),
         }
     }
 
@@ -120,6 +129,7 @@ impl NativeEngine {
             return self.connect_to(ctx, &mut state, port).await;
         }
         let step = ctx.report.step("start PostgreSQL from local binaries");
+        self.recover()?;
         self.check_copy()?;
         self.check_data(&state)?;
         let password = match (state.password(), &self.password) {
@@ -395,24 +405,28 @@ impl NativeEngine {
         Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
+    /// A checkpoint beforehand makes the shutdown's own short; without one it is only longer.
+    async fn checkpoint(&self, state: &State, port: u16) {
+        let Some(password) = state.password() else { return };
+        if let Ok(session) = Session::connect(&self.target(port, password)).await {
+            let _ = session.batch("checkpoint").await;
+            session.close().await;
+        }
+    }
+
     pub(super) async fn stop(&self, ctx: &Context, volumes: Volumes) -> Result<Stopped, Error> {
         let mut state = state::read(ctx)?;
         let mut stopped = Stopped::default();
         if let Some(port) = self.serving() {
             let step = ctx.report.step("stop PostgreSQL");
-            if let Some(password) = state.password()
-                && let Ok(session) = Session::connect(&self.target(port, password)).await
-            {
-                // A checkpoint beforehand makes the shutdown's own short.
-                let _ = session.batch("checkpoint").await;
-                session.close().await;
-            }
+            self.checkpoint(&state, port).await;
             self.stop_server(ctx).await?;
             stopped.server = Some(format!("the server in {}", self.data()));
             step.done("");
         }
         if volumes == Volumes::Remove && self.data().exists() {
             remove_dir(&self.home)?;
+            remove_dir(&self.images_dir)?;
             stopped.data_removed = Some(self.data().to_string());
             state.native = None;
             state.kind = None;

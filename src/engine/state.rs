@@ -36,6 +36,16 @@ pub(crate) struct DockerState {
     pub port: u16,
     /// Its first start reached the end: it is never made again without being asked.
     pub provisioned: bool,
+    /// Where its data lies in a pool, and no longer in the volume.
+    #[serde(default)]
+    pub pool: Option<PoolState>,
+}
+
+/// The volumes of a pool: the one that holds it, the one that is mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PoolState {
+    pub name: String,
+    pub mounted: String,
 }
 
 /// The data directory.

@@ -12,13 +12,14 @@ use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::{
-    ContainerCreateBody, ExecConfig, HostConfig, Mount, MountType, PortBinding, VolumeCreateRequest,
+    ContainerCreateBody, DeviceMapping, ExecConfig, HostConfig, Mount, MountType, PortBinding,
+    VolumeCreateRequest,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
-    DownloadFromContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
-    StopContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+    DownloadFromContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
+    StopContainerOptionsBuilder, UploadToContainerOptionsBuilder, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -61,6 +62,23 @@ pub(super) struct Container {
 #[derive(Debug, Clone)]
 pub(super) struct Image {
     pub env: HashMap<String, String>,
+    pub entrypoint: Vec<String>,
+}
+
+/// What is asked of a volume.
+#[derive(Debug, Clone)]
+pub(super) struct Volume {
+    pub labels: HashMap<String, String>,
+    /// What its driver was told: `device`, `type`, `o`.
+    pub options: HashMap<String, String>,
+}
+
+/// A volume in a container.
+#[derive(Debug, Clone)]
+pub(super) struct VolumeMount {
+    pub volume: String,
+    pub target: String,
+    pub read_only: bool,
 }
 
 /// A container to be made.
@@ -72,8 +90,11 @@ pub(super) struct NewContainer {
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Vec<String>,
     pub labels: HashMap<String, String>,
-    /// Volume and where it is mounted.
-    pub volume: Option<(String, String)>,
+    pub volumes: Vec<VolumeMount>,
+    /// Linux capabilities beside the daemon's own.
+    pub capabilities: Vec<String>,
+    /// Devices of the host, under their own paths.
+    pub devices: Vec<String>,
     /// Port of the host's loopback address for the server's 5432.
     pub port: Option<u16>,
     pub life: Life,
@@ -187,27 +208,44 @@ impl Client {
         let Some(found) = found(answer, || format!("inspect the image `{name}`"))? else {
             return Ok(None);
         };
-        let env = found.config.and_then(|config| config.env).unwrap_or_default();
+        let config = found.config.unwrap_or_default();
         let pair = |line: String| {
             line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
         };
-        Ok(Some(Image { env: env.into_iter().filter_map(pair).collect() }))
+        Ok(Some(Image {
+            env: config.env.unwrap_or_default().into_iter().filter_map(pair).collect(),
+            entrypoint: config.entrypoint.unwrap_or_default(),
+        }))
     }
 
-    /// The labels of a volume.
-    pub async fn volume(&self, name: &str) -> Result<Option<HashMap<String, String>>, Error> {
+    pub async fn volume(&self, name: &str) -> Result<Option<Volume>, Error> {
         let answer = self.docker.inspect_volume(name).await;
-        Ok(found(answer, || format!("inspect the volume `{name}`"))?.map(|found| found.labels))
+        let found = found(answer, || format!("inspect the volume `{name}`"))?;
+        Ok(found.map(|found| Volume { labels: found.labels, options: found.options }))
     }
 
+    /// Names of the containers, running or not, that mount a volume.
+    pub async fn users_of(&self, volume: &str) -> Result<Vec<String>, Error> {
+        let filters = HashMap::from([("volume", vec![volume])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let answer = self.docker.list_containers(Some(options)).await;
+        let found =
+            answer.map_err(call(format!("list the containers of the volume `{volume}`")))?;
+        Ok(found.into_iter().filter_map(|container| container.id).collect())
+    }
+
+    /// Makes a volume of the `local` driver.
     pub async fn create_volume(
         &self,
         name: &str,
         labels: HashMap<String, String>,
+        options: HashMap<String, String>,
     ) -> Result<(), Error> {
         let request = VolumeCreateRequest {
             name: Some(name.to_owned()),
             labels: Some(labels),
+            driver: Some("local".to_owned()),
+            driver_opts: Some(options),
             ..VolumeCreateRequest::default()
         };
         let answer = self.docker.create_volume(request).await;
@@ -229,14 +267,18 @@ impl Client {
             };
             HashMap::from([("5432/tcp".to_owned(), Some(vec![binding]))])
         });
-        let mounts = new.volume.map(|(volume, target)| {
-            vec![Mount {
-                typ: Some(MountType::VOLUME),
-                source: Some(volume),
-                target: Some(target),
-                ..Mount::default()
-            }]
-        });
+        let mount = |mount: VolumeMount| Mount {
+            typ: Some(MountType::VOLUME),
+            source: Some(mount.volume),
+            target: Some(mount.target),
+            read_only: Some(mount.read_only),
+            ..Mount::default()
+        };
+        let device = |path: String| DeviceMapping {
+            path_on_host: Some(path.clone()),
+            path_in_container: Some(path),
+            cgroup_permissions: Some("rwm".to_owned()),
+        };
         let body = ContainerCreateBody {
             image: Some(new.image),
             env: Some(new.env),
@@ -249,7 +291,9 @@ impl Client {
             open_stdin: Some(attached),
             stdin_once: Some(attached),
             host_config: Some(HostConfig {
-                mounts,
+                mounts: Some(new.volumes.into_iter().map(mount).collect()),
+                cap_add: Some(new.capabilities),
+                devices: Some(new.devices.into_iter().map(device).collect()),
                 port_bindings: ports,
                 // 64 MB, the daemon's default, fail parallel queries (PITFALLS, fact 9).
                 shm_size: Some(1 << 30),
@@ -277,6 +321,33 @@ impl Client {
             }
             StartFailure::Other(call(format!("start the container `{name}`"))(error))
         })
+    }
+
+    /// Waits until a container has ended; returns its exit code.
+    pub async fn wait(&self, name: &str) -> Result<i64, Error> {
+        let mut answer = std::pin::pin!(
+            self.docker
+                .clone()
+                .with_timeout(UPLOAD)
+                .wait_container(name, None::<WaitContainerOptions>)
+        );
+        match answer.next().await {
+            Some(Ok(ended)) => Ok(ended.status_code),
+            Some(Err(bollard::errors::Error::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(call(format!("wait for the container `{name}`"))(error)),
+            None => Err(Error::DockerCall {
+                action: format!("wait for the container `{name}`"),
+                reason: "no answer".to_owned(),
+            }),
+        }
+    }
+
+    /// What a container wrote to its standard output, whole.
+    pub async fn output(&self, name: &str) -> Result<String, Error> {
+        let options = LogsOptionsBuilder::new().stdout(true).build();
+        let parts = self.docker.logs(name, Some(options)).try_collect::<Vec<LogOutput>>().await;
+        let parts = parts.map_err(call(format!("read the output of the container `{name}`")))?;
+        Ok(parts.iter().map(ToString::to_string).collect())
     }
 
     /// Stops a container cleanly; one that is not running is left alone.

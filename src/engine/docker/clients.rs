@@ -159,7 +159,7 @@ async fn run_in(
 }
 
 /// An uncompressed archive of files for a container whose only users are root and postgres.
-fn archive_of(files: &[File]) -> Result<Vec<u8>, Error> {
+pub(super) fn archive_of(files: &[File]) -> Result<Vec<u8>, Error> {
     let fail = |error: std::io::Error| Error::DockerCall {
         action: "pack files for a container".to_owned(),
         reason: error.to_string(),

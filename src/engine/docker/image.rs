@@ -19,7 +19,10 @@ const STALL: Duration = Duration::from_secs(60);
 /// The image of a server: what it says about itself.
 #[derive(Debug, Clone)]
 pub(super) struct ServerImage {
+    pub name: String,
     pub major: u32,
+    /// Its own entry point.
+    pub entrypoint: Vec<String>,
     /// Where its data directory is.
     pub data: String,
     /// Where a volume for the data is mounted: from 18 on a folder above the data directory.
@@ -48,7 +51,8 @@ pub(super) fn describe(name: &str, image: &Image) -> Result<ServerImage, Error> 
         Some(rest) if rest != "/data" && rest.starts_with('/') => above.to_owned(),
         Some(_) | None => data.clone(),
     };
-    Ok(ServerImage { major, data, mount })
+    let entrypoint = image.entrypoint.clone();
+    Ok(ServerImage { name: name.to_owned(), major, entrypoint, data, mount })
 }
 
 /// The image, pulled where it is not here.
@@ -169,7 +173,7 @@ mod tests {
 
     fn image(env: &[(&str, &str)]) -> Image {
         let env = env.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect();
-        Image { env }
+        Image { env, entrypoint: Vec::new() }
     }
 
     #[test]

@@ -10,6 +10,8 @@ mod clients;
 mod credentials;
 mod host;
 mod image;
+mod images;
+mod pool;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,10 +20,11 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 pub(crate) use self::client::ExecOutput;
-use self::client::{Client, Container, Exec, NewContainer, StartFailure};
+use self::client::{Client, Container, Exec, NewContainer, StartFailure, VolumeMount};
 pub(crate) use self::clients::{ContainerTools, File, HelperContainer, Run};
 pub(super) use self::host::hex;
 use self::image::ServerImage;
+use self::pool::Pool;
 use super::state::{self, DockerState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
 use crate::config::Config;
@@ -39,6 +42,10 @@ mod label {
     pub const ROLE: &str = "seedbed.role";
     /// Hash of what the container was made from; another one means: make it again.
     pub const RECIPE: &str = "seedbed.recipe";
+    /// The volumes of the pool that a server's data lies in: the pool's, the mounted one.
+    pub const POOL: &str = "seedbed.pool";
+    /// The file of a pool's file system.
+    pub const FILE: &str = "seedbed.file";
     /// Major version of the data in a volume.
     pub const MAJOR: &str = "seedbed.major";
 }
@@ -181,9 +188,12 @@ impl DockerEngine {
         }
     }
 
-    /// What a container is made from, as a hash: image, settings and a named port.
-    fn recipe(&self) -> String {
-        let text = format!("1\n{}\n{}\n{:?}", self.image, self.arguments.join("\n"), self.port);
+    /// What a container is made from, as a hash: image, settings, a named port, where its data lies.
+    fn recipe(&self, pool: Option<&Pool>) -> String {
+        let mut text = format!("1\n{}\n{}\n{:?}", self.image, self.arguments.join("\n"), self.port);
+        if let Some(pool) = pool {
+            text.push_str(&format!("\n{}", pool.mounted()));
+        }
         let mut hash = host::hex(&Sha256::digest(text));
         hash.truncate(16);
         hash
@@ -192,9 +202,14 @@ impl DockerEngine {
     pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let container = self.container().await?;
+        // The state file was lost, not the data.
+        if let Some(label) = container.as_ref().and_then(|found| found.labels.get(label::POOL)) {
+            state.docker.get_or_insert_default().pool = Pool::from_label(label).map(|p| p.state());
+        }
+        let recipe = self.recipe(pool_of(&state).as_ref());
         let as_wanted = container
             .as_ref()
-            .filter(|container| container.labels.get(label::RECIPE) == Some(&self.recipe()));
+            .filter(|container| container.labels.get(label::RECIPE) == Some(&recipe));
         if let Some(container) = as_wanted
             && container.running
             && let Some(port) = container.port
@@ -249,6 +264,14 @@ impl DockerEngine {
         image: &ServerImage,
         removed: bool,
     ) -> Result<Server, Error> {
+        if let Some(pool) = pool_of(state)
+            && !pool.is_ready(&self.client).await?
+        {
+            let found = Pool::ensure(ctx, &self.client, image).await?;
+            if let Some(docker) = &mut state.docker {
+                docker.pool = Some(found.state());
+            }
+        }
         self.check_volume(image).await?;
         let password = match (&self.password, state.password()) {
             (_, Some(known)) => known,
@@ -281,7 +304,11 @@ impl DockerEngine {
 
     /// Whether the container's volume holds a cluster that was set up to the end.
     async fn is_set_up(&self, container: &Container, image: &ServerImage) -> Result<bool, Error> {
-        let marker = format!("{}/{MARKER}", image.data);
+        let data = match container.labels.contains_key(label::POOL) {
+            true => pool::data_of(&self.hash),
+            false => image.data.clone(),
+        };
+        let marker = format!("{data}/{MARKER}");
         Ok(self.client.read(&container.id, &marker).await?.is_some())
     }
 
@@ -316,12 +343,8 @@ impl DockerEngine {
                 None => port::find(remembered.take())?,
             };
             let known = state.docker.take().unwrap_or_default();
-            state.docker = Some(DockerState {
-                container: None,
-                volume: self.name.clone(),
-                port,
-                provisioned: known.provisioned,
-            });
+            state.docker =
+                Some(DockerState { container: None, volume: self.name.clone(), port, ..known });
             // Before the cluster exists: its password must not be lost with this process.
             state::write(ctx, state)?;
             let (id, data) = self.make(ctx, state, image, port, password).await?;
@@ -364,11 +387,11 @@ impl DockerEngine {
 
     /// Refuses a volume that is not ours or holds another major version.
     async fn check_volume(&self, image: &ServerImage) -> Result<(), Error> {
-        let Some(labels) = self.client.volume(&self.name).await? else { return Ok(()) };
-        if !self.is_ours(&labels) {
+        let Some(volume) = self.client.volume(&self.name).await? else { return Ok(()) };
+        if !self.is_ours(&volume.labels) {
             return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
         }
-        match labels.get(label::MAJOR) {
+        match volume.labels.get(label::MAJOR) {
             Some(major) if *major != image.major.to_string() => Err(self.other_major(major, image)),
             Some(_) | None => Ok(()),
         }
@@ -386,7 +409,7 @@ impl DockerEngine {
     async fn create_volume(&self, ctx: &Context, image: &ServerImage) -> Result<(), Error> {
         let mut labels = self.labels(ctx, "data");
         labels.insert(label::MAJOR.to_owned(), image.major.to_string());
-        self.client.create_volume(&self.name, labels).await
+        self.client.create_volume(&self.name, labels, HashMap::new()).await
     }
 
     /// Makes the container over a volume that is either provisioned or empty.
@@ -398,6 +421,10 @@ impl DockerEngine {
         port: u16,
         password: &SecretString,
     ) -> Result<(String, Data), Error> {
+        if let Some(pool) = pool_of(state) {
+            let id = self.make_in_pool(ctx, image, port, &pool).await?;
+            return Ok((id, Data { first: false }));
+        }
         // One that is not there yet would be made without our labels.
         if self.client.volume(&self.name).await?.is_none() {
             self.create_volume(ctx, image).await?;
@@ -439,7 +466,7 @@ impl DockerEngine {
         data: Data,
     ) -> NewContainer {
         let mut labels = self.labels(ctx, "server");
-        labels.insert(label::RECIPE.to_owned(), self.recipe());
+        labels.insert(label::RECIPE.to_owned(), self.recipe(None));
         let mut env = Vec::new();
         if data.first {
             env.push(format!("POSTGRES_PASSWORD_FILE=/{PASSWORD_FILE}"));
@@ -457,9 +484,57 @@ impl DockerEngine {
             env,
             cmd,
             labels,
-            volume: Some((self.name.clone(), image.mount.clone())),
+            volumes: vec![VolumeMount {
+                volume: self.name.clone(),
+                target: image.mount.clone(),
+                read_only: false,
+            }],
             port: Some(port),
             ..NewContainer::default()
+        }
+    }
+
+    /// Makes the container over the environment's directory in the pool.
+    async fn make_in_pool(
+        &self,
+        ctx: &Context,
+        image: &ServerImage,
+        port: u16,
+        pool: &Pool,
+    ) -> Result<String, Error> {
+        let data = pool::data_of(&self.hash);
+        let mut new = self.recipe_for(ctx, image, port, Data { first: false });
+        new.labels.insert(label::RECIPE.to_owned(), self.recipe(Some(pool)));
+        new.labels.insert(label::POOL.to_owned(), pool.label());
+        new.env.push(format!("PGDATA={data}"));
+        new.entrypoint = Some(pool::entrypoint(image));
+        new.volumes = pool.volumes();
+        let id = self.client.create(new).await?;
+        let checked = async {
+            let version = self.client.read(&id, &format!("{data}/PG_VERSION")).await?;
+            if self.client.read(&id, &format!("{data}/{MARKER}")).await?.is_none() {
+                return Err(Error::DataUnusable {
+                    place: format!("the pool {}", pool.mounted()),
+                    reason: format!("`envs/{}` with this project's data is gone", self.hash),
+                });
+            }
+            let version = String::from_utf8_lossy(&version.unwrap_or_default()).trim().to_owned();
+            if version == image.major.to_string() {
+                return Ok(());
+            }
+            Err(Error::OtherMajor {
+                place: format!("the pool {}", pool.mounted()),
+                holds: version,
+                wanted: image.major,
+                kind: ServerKind::Docker,
+            })
+        };
+        match checked.await {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                let _ = self.client.remove(&id).await;
+                Err(error)
+            }
         }
     }
 
@@ -576,8 +651,12 @@ impl DockerEngine {
             step.done("");
         }
         if volumes == Volumes::Remove {
-            if let Some(labels) = self.client.volume(&self.name).await? {
-                if !self.is_ours(&labels) {
+            if let Some(pool) = pool_of(&state) {
+                self.leave(ctx, &pool).await?;
+                stopped.data_removed = Some(format!("the data in the pool {}", pool.mounted()));
+            }
+            if let Some(volume) = self.client.volume(&self.name).await? {
+                if !self.is_ours(&volume.labels) {
                     return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
                 }
                 self.client.remove_volume(&self.name).await?;
@@ -600,6 +679,12 @@ impl DockerEngine {
             session.close().await;
         }
     }
+}
+
+/// Where the environment's data shares blocks.
+fn pool_of(state: &State) -> Option<Pool> {
+    let known = state.docker.as_ref()?.pool.as_ref()?;
+    Some(Pool::known(&known.name, &known.mounted))
 }
 
 /// An archive with one file that only root may read.

@@ -40,9 +40,15 @@ impl Default for Sandbox {
 
 impl Sandbox {
     pub fn new() -> Self {
+        let folder = std::env::temp_dir();
+        Self::below(Utf8Path::from_path(&folder).expect("a temporary folder named in UTF-8"))
+    }
+
+    /// One that lies in another folder than the temporary one.
+    pub fn below(folder: &Utf8Path) -> Self {
         let root = tempfile::Builder::new()
             .prefix("seedbed-test-")
-            .tempdir()
+            .tempdir_in(folder)
             .expect("the temporary folder can be written to")
             .keep();
         let root = Utf8PathBuf::from_path_buf(root).expect("we named it in UTF-8");

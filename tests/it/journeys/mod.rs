@@ -8,6 +8,7 @@
 
 mod ci;
 mod engines;
+mod images;
 mod reset;
 mod seed;
 mod snapshots;
@@ -88,8 +89,17 @@ impl Project {
 
     /// A project whose server the program starts, with this `[engine]`.
     pub fn on_its_own(engine: &str) -> Self {
+        Self::on_its_own_in(Sandbox::new(), engine)
+    }
+
+    /// The same, in a folder below this one.
+    pub fn on_its_own_below(folder: &Utf8Path, engine: &str) -> Self {
+        Self::on_its_own_in(Sandbox::below(folder), engine)
+    }
+
+    fn on_its_own_in(sandbox: Sandbox, engine: &str) -> Self {
         let project = Self {
-            sandbox: Sandbox::new(),
+            sandbox,
             database: "shop".to_owned(),
             owner: "shop_owner".to_owned(),
             reader: "shop_reader".to_owned(),
@@ -252,7 +262,8 @@ pub async fn contents(target: &Target) -> String {
 /// A second server, for projects whose database somebody else's server holds.
 pub fn elsewhere() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| Server::start(&[("max_prepared_transactions", "5")]))
+    SERVER.get_or_init(|| // Rows that are written count: no housekeeping writes any.
+        Server::start(&[("max_prepared_transactions", "5"), ("autovacuum", "off")]))
 }
 
 /// A folder store with one snapshot of the shop, made once.

@@ -1,0 +1,251 @@
+//! Frozen data directories in the pool: freezing the current one, serving a clone of one.
+
+use super::client::{Exec, VolumeMount};
+use super::image::{self, ServerImage};
+use super::pool::{self, Pool};
+use super::{DockerEngine, label, pool_of};
+use crate::context::Context;
+use crate::engine::images::{Keep, Stored};
+use crate::engine::state::{self, State};
+use crate::engine::{Error, Server};
+
+impl DockerEngine {
+    /// Freezes the environment's data as the image `name`; its server is down for a moment. Data that
+    /// lies in a volume of its own moves into the pool first.
+    pub(in crate::engine) async fn freeze(
+        &self,
+        ctx: &Context,
+        name: &str,
+        facts: &str,
+    ) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        if pool_of(&state).is_none() {
+            self.adopt(ctx, &mut state, &image).await?;
+        }
+        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
+        // Frozen or not, the server comes up again.
+        let server = self.answering(ctx, &mut state).await?;
+        frozen?;
+        Ok(server)
+    }
+
+    /// Moves the data from its volume into the pool. Until the state says so the volume is the truth.
+    async fn adopt(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+    ) -> Result<(), Error> {
+        let pool = Pool::ensure(ctx, &self.client, image).await?;
+        let step = ctx.report.step("move the data to where clones share blocks");
+        let container = self.container().await?;
+        if let Some(container) = &container {
+            super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
+        }
+        let before = state.clone();
+        let moved = async {
+            let volume = VolumeMount {
+                volume: self.name.clone(),
+                target: image.mount.clone(),
+                read_only: true,
+            };
+            let generation = generation();
+            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data]);
+            pool::act_alone(ctx, &self.client, image, &pool, command, vec![volume]).await?;
+            if let Some(docker) = &mut state.docker {
+                docker.pool = Some(pool.state());
+            }
+            self.start(ctx, state, image, container.clone()).await
+        };
+        match moved.await {
+            Ok(_) => {
+                self.client.remove_volume(&self.name).await?;
+                step.done(format!("pool {}", pool.mounted()));
+                Ok(())
+            }
+            Err(error) => {
+                *state = before;
+                let container = self.container().await?;
+                self.start(ctx, state, image, container).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves a clone of the image `name` in place of the current data. Where that one does not start,
+    /// the old one does again.
+    pub(in crate::engine) async fn replace(
+        &self,
+        ctx: &Context,
+        name: &str,
+        keep: Keep,
+    ) -> Result<Server, Error> {
+        self.turn(ctx, "replace", &[name, &generation()], keep).await
+    }
+
+    /// Serves what the last [`Self::replace`] has kept; keeps what it served until now.
+    pub(in crate::engine) async fn undo_replace(&self, ctx: &Context) -> Result<Server, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let kept = match pool_of(&state) {
+            Some(_) => self.act(ctx, &state, &image, "kept", &[]).await?,
+            None => String::new(),
+        };
+        match kept.trim() {
+            "" => Err(Error::NothingKept),
+            kept => self.turn(ctx, "switch", &[kept], Keep::Yes).await,
+        }
+    }
+
+    async fn turn(
+        &self,
+        ctx: &Context,
+        act: &str,
+        arguments: &[&str],
+        keep: Keep,
+    ) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let old = self.act(ctx, &state, &image, act, arguments).await?;
+        let old = old.trim();
+        match self.answering(ctx, &mut state).await {
+            Ok(server) => {
+                let kept = if keep == Keep::Yes { old } else { "" };
+                self.act(ctx, &state, &image, "settle", &[kept]).await?;
+                Ok(server)
+            }
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                // The first error is the one that counts; the old data is served again.
+                self.act(ctx, &state, &image, "switch", &[old]).await?;
+                self.answering(ctx, &mut state).await?;
+                Err(error)
+            }
+        }
+    }
+
+    pub(in crate::engine) async fn can_freeze(&self, ctx: &Context) -> Result<(), Error> {
+        if pool_of(&state::read(ctx)?).is_some() {
+            return Ok(());
+        }
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        Pool::ensure(ctx, &self.client, &image).await.map(drop)
+    }
+
+    /// Only where the environment lies in the pool already: else it has no image that it could serve.
+    pub(in crate::engine) async fn image_facts(
+        &self,
+        ctx: &Context,
+        name: &str,
+    ) -> Result<Option<String>, Error> {
+        let state = state::read(ctx)?;
+        if pool_of(&state).is_none() {
+            return Ok(None);
+        }
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let facts = self.act(ctx, &state, &image, "facts", &[name]).await?;
+        Ok((!facts.trim().is_empty()).then_some(facts))
+    }
+
+    /// The images that are there.
+    pub(in crate::engine) async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
+        let lines = self.act(ctx, &state, &image, "list", &[]).await?;
+        Ok(lines.lines().filter_map(Stored::parse).collect())
+    }
+
+    /// Removes images.
+    pub(in crate::engine) async fn drop_images(
+        &self,
+        ctx: &Context,
+        names: &[&str],
+    ) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(()) };
+        self.act(ctx, &state, &image, "drop", names).await.map(drop)
+    }
+
+    /// The pool of this project, or the one that other projects have made.
+    async fn pool(
+        &self,
+        ctx: &Context,
+        state: &State,
+        image: &ServerImage,
+    ) -> Result<Option<Pool>, Error> {
+        if let Some(pool) = pool_of(state) {
+            return Ok(Some(pool));
+        }
+        match self.client.volume(&ctx.config.images.pool).await? {
+            Some(_) => Pool::ensure(ctx, &self.client, image).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Removes the environment from the pool, and the pool with the last one.
+    pub(super) async fn leave(&self, ctx: &Context, pool: &Pool) -> Result<(), Error> {
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let pool = match pool.is_ready(&self.client).await? {
+            true => pool.clone(),
+            false => Pool::ensure(ctx, &self.client, &image).await?,
+        };
+        let command = pool::act(&self.hash, "leave", &[]);
+        let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await?;
+        if left.trim() == "0" {
+            pool.remove(ctx, &self.client, &image).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs an act where the server runs, else in a container of its own.
+    async fn act(
+        &self,
+        ctx: &Context,
+        state: &State,
+        image: &ServerImage,
+        act: &str,
+        arguments: &[&str],
+    ) -> Result<String, Error> {
+        let command = pool::act(&self.hash, act, arguments);
+        let container = self.container().await?;
+        let here =
+            container.filter(|found| found.running && found.labels.contains_key(label::POOL));
+        let Some(here) = here else {
+            let Some(pool) = self.pool(ctx, state, image).await? else {
+                return Err(Error::NoPool { reason: "there is none".to_owned() });
+            };
+            return pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await;
+        };
+        let exec = Exec { command, env: Vec::new(), user: "root", stdin: None };
+        let output = self.client.exec(&here.id, exec).await?;
+        if output.status == 0 {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(Error::DockerCall {
+            action: format!("{act} in {}", self.what()),
+            reason: String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "),
+        })
+    }
+
+    /// The server after an act; started where it had ended.
+    async fn answering(&self, ctx: &Context, state: &mut State) -> Result<Server, Error> {
+        let container = self.container().await?;
+        match container {
+            Some(found) if found.running && found.port.is_some() => {
+                self.connect_to(ctx, state, found.port.unwrap_or_default()).await
+            }
+            other => {
+                let image = image::ensure(ctx, &self.client, &self.image).await?;
+                self.start(ctx, state, &image, other).await
+            }
+        }
+    }
+}
+
+/// A name for a new data directory of an environment.
+fn generation() -> String {
+    format!("g-{}", super::clients::random_name())
+}

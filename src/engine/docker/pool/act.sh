@@ -1,0 +1,133 @@
+# Acts on the data directories of the pool. Runs as root, in the server's container where it runs, else
+# in one made for this. Arguments: the pool's folder, the environment, the file that means "held", the
+# act and what it needs.
+set -eu
+root="$1" env="$root/envs/$2" held="$3" act="$4"
+shift 4
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+# Stops the server of this container, if it is one, and keeps it down until this script has ended.
+hold() {
+  : >"$held"
+  trap 'rm -f "$held"' EXIT
+  pid=$(head -n 1 "$env/current/postmaster.pid" 2>/dev/null || true)
+  [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null || true)" = postgres ] || return 0
+  kill -INT "$pid" 2>/dev/null || return 0
+  turn=0
+  while kill -0 "$pid" 2>/dev/null; do
+    [ "$turn" -lt 9000 ] || fail "the server did not stop within 90 s"
+    sleep 0.01
+    turn=$((turn + 1))
+  done
+}
+
+# A copy of a data directory that shares its blocks; whole or not there.
+clone() {
+  rm -rf "$2" "$2.part"
+  cp -a --reflink=always "$1" "$2.part"
+  rm -f "$2.part/postmaster.pid" "$2.part/postmaster.opts"
+  mv "$2.part" "$2"
+}
+
+stopped_cleanly() {
+  LC_ALL=C pg_controldata "$1" | grep -q '^Database cluster state: *shut down$' \
+    || fail "the server of $1 was not stopped cleanly"
+}
+
+point() {
+  ln -sfn "$2" "$env/$1.new"
+  mv -T "$env/$1.new" "$env/$1"
+}
+
+sweep_generations() {
+  current=$(readlink "$env/current" || true)
+  kept=$(readlink "$env/kept" || true)
+  for found in "$env"/g-*; do
+    case "${found##*/}" in
+      "$current" | "$kept") ;;
+      *) rm -rf "$found" ;;
+    esac
+  done
+}
+
+case "$act" in
+  # freeze NAME FACTS: the current data as an image.
+  freeze)
+    image="$root/images/$1"
+    hold
+    stopped_cleanly "$env/current/"
+    rm -rf "$image.part"
+    mkdir -p "$image.part"
+    clone "$env/current/" "$image.part/data"
+    rm -f "$held"
+    printf '%s\n' "$2" >"$image.part/image.json"
+    rm -rf "$image"
+    mv "$image.part" "$image"
+    ;;
+  # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
+  adopt)
+    mkdir -p "$env"
+    chmod 711 "$root" "$root/envs" "$env"
+    stopped_cleanly "$2"
+    rm -rf "$env/$1" "$env/$1.part"
+    cp -a --sparse=always "$2" "$env/$1.part"
+    mv "$env/$1.part" "$env/$1"
+    point current "$1"
+    sweep_generations
+    ;;
+  # replace NAME GENERATION: the environment becomes a clone of an image. Prints what it was.
+  replace)
+    image="$root/images/$1"
+    [ -f "$image/image.json" ] || fail "the image $1 is gone"
+    clone "$image/data" "$env/$2"
+    # What `alter system` has set here belongs to the environment.
+    cp -p "$env/current/postgresql.auto.conf" "$env/$2/postgresql.auto.conf" 2>/dev/null || true
+    old=$(readlink "$env/current")
+    hold
+    point current "$2"
+    printf '%s\n' "$old"
+    ;;
+  # switch GENERATION: back to data that is there still. Prints what it was.
+  switch)
+    [ -f "$env/$1/PG_VERSION" ] || fail "the data $1 is gone"
+    old=$(readlink "$env/current")
+    hold
+    point current "$1"
+    printf '%s\n' "$old"
+    ;;
+  # settle [GENERATION]: keeps that one beside the current one, and removes all others.
+  settle)
+    if [ -n "${1:-}" ]; then point kept "$1"; else rm -f "$env/kept"; fi
+    sweep_generations
+    ;;
+  # facts NAME: of one image; nothing where there is none.
+  facts) cat "$root/images/$1/image.json" 2>/dev/null || true ;;
+  kept) readlink "$env/kept" || true ;;
+  # list: a line for each image: name, its size in kB, its facts.
+  list)
+    for found in "$root/images"/*/image.json; do
+      [ -f "$found" ] || continue
+      folder=${found%/image.json}
+      size=$(du -sk "$folder/data" | cut -f 1)
+      printf '%s\t%s\t%s\n' "${folder##*/}" "$size" "$(cat "$found")"
+    done
+    ;;
+  # drop NAME ...: removes images, and what was left over of others.
+  drop)
+    for name in "$@"; do
+      [ ! -d "$root/images/$name" ] || mv "$root/images/$name" "$root/images/$name.part"
+    done
+    rm -rf "$root/images"/*.part
+    ;;
+  # leave: removes the environment. Prints how many others there are.
+  leave)
+    rm -rf "$env"
+    set -- "$root/envs"/*
+    if [ -e "$1" ]; then echo "$#"; else echo 0; fi
+    ;;
+  *) fail "no such act: $act" ;;
+esac

@@ -1,0 +1,31 @@
+# What a container whose data lies in the pool runs: the image's own entry point, again and again as
+# long as somebody holds the server down on purpose. So a reset needs no new container.
+# Arguments: the file that means "held", then the entry point and its arguments.
+held="$1"
+shift
+rm -f "$held"
+child=
+stopping=
+stop() {
+  stopping=yes
+  [ -z "$child" ] || kill -INT "$child"
+}
+trap stop INT TERM
+while :; do
+  "$@" &
+  child=$!
+  # A signal ends `wait` early: the child is asked for until it is gone.
+  while kill -0 "$child" 2>/dev/null; do
+    wait "$child"
+    code=$?
+  done
+  child=
+  [ -z "$stopping" ] && [ -e "$held" ] || exit "$code"
+  # Two minutes: whoever held it has died by then.
+  turn=0
+  while [ -e "$held" ] && [ -z "$stopping" ] && [ "$turn" -lt 6000 ]; do
+    sleep 0.02
+    turn=$((turn + 1))
+  done
+  [ -z "$stopping" ] || exit 0
+done

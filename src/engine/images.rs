@@ -1,0 +1,146 @@
+//! Frozen data directories: what a server's whole state can be cloned from in an instant.
+//!
+//! An image is a data directory that was frozen after a clean stop, on a file system where copies share
+//! blocks. What it holds is for the layers above: they give the facts that stand beside it.
+
+use super::{Engine, Error, Server};
+use crate::context::Context;
+
+/// Whether what is replaced stays, to be served again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Yes,
+    No,
+}
+
+/// An image as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub name: String,
+    /// On the disk, where nothing was shared.
+    pub bytes: u64,
+    /// JSON of one line.
+    pub facts: String,
+}
+
+impl Stored {
+    /// A line of the pool's `list`: name, kilobytes, facts.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(3, '\t');
+        let (name, size, facts) = (parts.next()?, parts.next()?, parts.next()?);
+        let bytes = size.parse::<u64>().ok()? * 1024;
+        Some(Self { name: name.to_owned(), bytes, facts: facts.to_owned() })
+    }
+}
+
+impl Engine {
+    /// Freezes the server's data as the image `name`. The server is down for a moment and comes up
+    /// again, whether that went well or not.
+    ///
+    /// # Errors
+    /// Why there is no image now; [`Error::NoPool`] where clones cannot share blocks.
+    pub async fn freeze(&self, ctx: &Context, name: &str, facts: &str) -> Result<Server, Error> {
+        match self {
+            Self::Docker(engine) => engine.freeze(ctx, name, facts).await,
+            Self::Native(engine) => engine.freeze(ctx, name, facts).await,
+            Self::Embedded(engine) => engine.native(ctx).freeze(ctx, name, facts).await,
+            Self::External(_) => Err(external()),
+        }
+    }
+
+    /// Serves a clone of the image `name` in place of the server's data, on the same port. All sessions
+    /// end. On an error the old data is served again.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn replace(&self, ctx: &Context, name: &str, keep: Keep) -> Result<Server, Error> {
+        match self {
+            Self::Docker(engine) => engine.replace(ctx, name, keep).await,
+            Self::Native(engine) => engine.replace(ctx, name, keep).await,
+            Self::Embedded(engine) => engine.native(ctx).replace(ctx, name, keep).await,
+            Self::External(_) => Err(external()),
+        }
+    }
+
+    /// Serves what the last [`Self::replace`] has kept, and keeps what was served until now.
+    ///
+    /// # Errors
+    /// [`Error::NothingKept`]; why it cannot be served.
+    pub async fn undo_replace(&self, ctx: &Context) -> Result<Server, Error> {
+        match self {
+            Self::Docker(engine) => engine.undo_replace(ctx).await,
+            Self::Native(engine) => engine.undo_replace(ctx).await,
+            Self::Embedded(engine) => engine.native(ctx).undo_replace(ctx).await,
+            Self::External(_) => Err(Error::NothingKept),
+        }
+    }
+
+    /// Whether clones can share blocks here; what is needed for it is made.
+    ///
+    /// # Errors
+    /// [`Error::NoPool`] says why not.
+    pub async fn can_freeze(&self, ctx: &Context) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.can_freeze(ctx).await,
+            Self::Native(engine) => engine.can_freeze(),
+            Self::Embedded(engine) => engine.native(ctx).can_freeze(),
+            Self::External(_) => Err(external()),
+        }
+    }
+
+    /// The facts of one image; `None`: it is not there.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    pub async fn image(&self, ctx: &Context, name: &str) -> Result<Option<String>, Error> {
+        match self {
+            Self::Docker(engine) => engine.image_facts(ctx, name).await,
+            Self::Native(engine) => engine.image_facts(name),
+            Self::Embedded(engine) => engine.native(ctx).image_facts(name),
+            Self::External(_) => Ok(None),
+        }
+    }
+
+    /// The images that are there.
+    ///
+    /// # Errors
+    /// Why they cannot be looked at.
+    pub async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
+        match self {
+            Self::Docker(engine) => engine.images(ctx).await,
+            Self::Native(engine) => engine.images(ctx),
+            Self::Embedded(engine) => engine.native(ctx).images(ctx),
+            Self::External(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes images; environments that were cloned from them keep their blocks.
+    ///
+    /// # Errors
+    /// Why one cannot be removed.
+    pub async fn drop_images(&self, ctx: &Context, names: &[&str]) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.drop_images(ctx, names).await,
+            Self::Native(engine) => engine.drop_images(ctx, names),
+            Self::Embedded(engine) => engine.native(ctx).drop_images(ctx, names),
+            Self::External(_) => Ok(()),
+        }
+    }
+}
+
+fn external() -> Error {
+    Error::NoPool { reason: "its server is not ours".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stored;
+
+    #[test]
+    fn a_line_is_an_image() {
+        let stored = Stored::parse("ab12\t1024\t{\"a\": \"b\\tc\"}").expect("three parts");
+        assert_eq!((stored.name.as_str(), stored.bytes), ("ab12", 1 << 20));
+        assert_eq!(stored.facts, "{\"a\": \"b\\tc\"}");
+        assert_eq!(Stored::parse("ab12\tmany\t{}"), None);
+    }
+}

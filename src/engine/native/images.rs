@@ -1,0 +1,253 @@
+//! Frozen data directories on a file system with reflinks (APFS, XFS, Btrfs): beside the server's data.
+//!
+//! `data` is served, `data.next` is a clone that will be, `data.kept` what the last one has kept. A
+//! clone is whole under its name or not there; two renames make it live, and [`NativeEngine::recover`]
+//! finishes them when a run is killed between the two.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::{NativeEngine, remove_dir};
+use crate::context::Context;
+use crate::engine::images::{Keep, Stored};
+use crate::engine::place::{self, RunAs};
+use crate::engine::state;
+use crate::engine::{Error, Server};
+
+const FACTS: &str = "image.json";
+
+impl NativeEngine {
+    fn next(&self) -> Utf8PathBuf {
+        self.home.join("data.next")
+    }
+
+    fn old(&self) -> Utf8PathBuf {
+        self.home.join("data.old")
+    }
+
+    fn kept(&self) -> Utf8PathBuf {
+        self.home.join("data.kept")
+    }
+
+    fn image(&self, name: &str) -> Utf8PathBuf {
+        self.images_dir.join(name)
+    }
+
+    /// Not every file system can: seen before anybody is disturbed.
+    pub(in crate::engine) fn can_freeze(&self) -> Result<(), Error> {
+        fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
+        probe(&self.data().join("PG_VERSION"), &self.images_dir.join(".probe"))
+    }
+
+    /// Freezes the server's data; it is down while the clone is made.
+    pub(in crate::engine) async fn freeze(
+        &self,
+        ctx: &Context,
+        name: &str,
+        facts: &str,
+    ) -> Result<Server, Error> {
+        self.can_freeze()?;
+        self.stop_for_images(ctx).await?;
+        let frozen = self.freeze_stopped(name, facts);
+        let server = self.ensure(ctx).await?;
+        frozen?;
+        Ok(server)
+    }
+
+    fn freeze_stopped(&self, name: &str, facts: &str) -> Result<(), Error> {
+        let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
+        remove_dir(&part)?;
+        fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
+        clone(&self.data(), &part.join("data"), self.user)?;
+        let path = part.join(FACTS);
+        fs_err::write(&path, facts).map_err(Error::file("write", &path))?;
+        remove_dir(&image)?;
+        fs_err::rename(&part, &image).map_err(Error::file("make", &image))
+    }
+
+    /// Serves a clone of an image in place of the data.
+    pub(in crate::engine) async fn replace(
+        &self,
+        ctx: &Context,
+        name: &str,
+        keep: Keep,
+    ) -> Result<Server, Error> {
+        let source = self.image(name).join("data");
+        clone(&source, &self.next(), self.user)?;
+        // What `alter system` has set here belongs to the environment.
+        let settings = "postgresql.auto.conf";
+        let (from, to) = (self.data().join(settings), self.next().join(settings));
+        fs_err::copy(&from, &to).map_err(Error::file("copy", &from))?;
+        place::give(&to, self.user)?;
+        self.turn(ctx, keep).await
+    }
+
+    /// Serves what the last replacement has kept.
+    pub(in crate::engine) async fn undo_replace(&self, ctx: &Context) -> Result<Server, Error> {
+        if !self.kept().is_dir() {
+            return Err(Error::NothingKept);
+        }
+        fs_err::rename(self.kept(), self.next()).map_err(Error::file("rename", self.kept()))?;
+        self.turn(ctx, Keep::Yes).await
+    }
+
+    /// Makes `data.next` the data. Where it does not start, the old data is served again.
+    async fn turn(&self, ctx: &Context, keep: Keep) -> Result<Server, Error> {
+        self.stop_for_images(ctx).await?;
+        let rename = |from: &Utf8Path, to: &Utf8Path| {
+            fs_err::rename(from, to).map_err(Error::file("rename", from))
+        };
+        rename(&self.data(), &self.old())?;
+        rename(&self.next(), &self.data())?;
+        match self.ensure(ctx).await {
+            Ok(server) => {
+                remove_dir(&self.kept())?;
+                match keep {
+                    Keep::Yes => rename(&self.old(), &self.kept())?,
+                    Keep::No => remove_dir(&self.old())?,
+                }
+                Ok(server)
+            }
+            Err(Error::Interrupted) => Err(Error::Interrupted),
+            Err(error) => {
+                self.stop_for_images(ctx).await?;
+                remove_dir(&self.data())?;
+                rename(&self.old(), &self.data())?;
+                self.ensure(ctx).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn stop_for_images(&self, ctx: &Context) -> Result<(), Error> {
+        if let Some(port) = self.serving() {
+            self.checkpoint(&state::read(ctx)?, port).await;
+            self.stop_server(ctx).await?;
+        }
+        Ok(())
+    }
+
+    /// Finishes the renames of a run that was killed between them, and removes what is left over.
+    pub(super) fn recover(&self) -> Result<(), Error> {
+        let rename = |from: &Utf8Path, to: &Utf8Path| {
+            fs_err::rename(from, to).map_err(Error::file("rename", from))
+        };
+        if !self.data().exists() {
+            if self.next().is_dir() {
+                rename(&self.next(), &self.data())?;
+            } else if self.old().is_dir() {
+                rename(&self.old(), &self.data())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::engine) fn image_facts(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.image(name).join(FACTS);
+        match std::fs::read_to_string(&path) {
+            Ok(facts) => Ok(Some(facts)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file("read", path)(error)),
+        }
+    }
+
+    /// The images that are there.
+    pub(in crate::engine) fn images(&self, _ctx: &Context) -> Result<Vec<Stored>, Error> {
+        let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(Vec::new()) };
+        let mut images = Vec::new();
+        for entry in entries.flatten() {
+            let Ok(facts) = std::fs::read_to_string(entry.path().join(FACTS)) else { continue };
+            let bytes = size(&entry.path().join("data"))?;
+            images.push(Stored { name: entry.file_name().to_owned(), bytes, facts });
+        }
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(images)
+    }
+
+    /// Removes images.
+    pub(in crate::engine) fn drop_images(
+        &self,
+        _ctx: &Context,
+        names: &[&str],
+    ) -> Result<(), Error> {
+        for name in names {
+            let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
+            remove_dir(&part)?;
+            if image.exists() {
+                fs_err::rename(&image, &part).map_err(Error::file("rename", &image))?;
+            }
+            remove_dir(&part)?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot(path: &Utf8Path, error: &std::io::Error) -> Error {
+    Error::NoPool { reason: format!("the file system of `{path}` cannot: {error}") }
+}
+
+/// Whether `from` can be cloned to a file in the folder of `to`.
+fn probe(from: &Utf8Path, to: &Utf8Path) -> Result<(), Error> {
+    let _ = std::fs::remove_file(to);
+    let cloned = reflink_copy::reflink(from, to);
+    let _ = std::fs::remove_file(to);
+    cloned.map_err(|error| cannot(to, &error))
+}
+
+/// A copy of a data directory that shares its blocks; whole or not there. Folders and files only: a
+/// tablespace or a log elsewhere is refused before.
+fn clone(from: &Utf8Path, to: &Utf8Path, user: Option<RunAs>) -> Result<(), Error> {
+    let part = Utf8PathBuf::from(format!("{to}.part"));
+    remove_dir(to)?;
+    remove_dir(&part)?;
+    let cloned = clone_dir(from, &part, user);
+    if cloned.is_err() {
+        let _ = remove_dir(&part);
+    }
+    cloned?;
+    fs_err::rename(&part, to).map_err(Error::file("rename", &part))
+}
+
+fn clone_dir(from: &Utf8Path, to: &Utf8Path, user: Option<RunAs>) -> Result<(), Error> {
+    let read = Error::file("read", from);
+    fs_err::create_dir(to).map_err(Error::file("make", to))?;
+    let entries = from.read_dir_utf8().map_err(read)?;
+    for entry in entries {
+        let entry = entry.map_err(Error::file("read", from))?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let metadata = source.symlink_metadata().map_err(Error::file("read", source))?;
+        if metadata.is_dir() {
+            clone_dir(source, &target, user)?;
+        } else if metadata.is_file() {
+            reflink_copy::reflink(source, &target).map_err(|error| cannot(&target, &error))?;
+            let mode = std::fs::Permissions::from_mode(metadata.mode());
+            std::fs::set_permissions(&target, mode).map_err(Error::file("close", &target))?;
+            place::give(&target, user)?;
+        } else {
+            let reason = "it is neither a file nor a folder, so its data lies elsewhere";
+            return Err(Error::DataUnusable {
+                place: source.to_string(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700))
+        .map_err(Error::file("close", to))?;
+    place::give(to, user)
+}
+
+/// Bytes on the disk of everything below a folder.
+fn size(folder: &Utf8Path) -> Result<u64, Error> {
+    let mut sum = 0;
+    for entry in folder.read_dir_utf8().map_err(Error::file("read", folder))? {
+        let entry = entry.map_err(Error::file("read", folder))?;
+        let metadata =
+            entry.path().symlink_metadata().map_err(Error::file("read", entry.path()))?;
+        sum += match metadata.is_dir() {
+            true => size(entry.path())?,
+            false => metadata.blocks() * 512,
+        };
+    }
+    Ok(sum)
+}

@@ -1,0 +1,283 @@
+//! A ready server, frozen under a fingerprint: its whole data directory, to be cloned by `reset`.
+//!
+//! An image holds the server, not only the database: roles, settings, every other database. It is made
+//! and used only where all of that is this database's alone ([`shared_with`]); else, and where clones
+//! cannot share blocks, a template database does the same. The fingerprint is that of a template.
+
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::database::{self, Kind, Origin};
+use crate::engine::{Engine, Server, Stored};
+use crate::error::Error;
+use crate::pg::Session;
+
+const FORMAT: u32 = 1;
+
+/// What is known of an image; stands beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    pub format: u32,
+    pub fingerprint: String,
+    pub database: String,
+    /// The folder of the project that made it, for people.
+    pub project: String,
+    pub server_version_num: i32,
+    /// All that were there: a server with others is not replaced by it.
+    pub roles: Vec<String>,
+    pub origin: Option<Origin>,
+    pub schema_version: Option<String>,
+    pub made_at: jiff::Timestamp,
+}
+
+/// An image as `images list` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Listed {
+    pub name: String,
+    /// On the disk, where nothing was shared.
+    pub bytes: u64,
+    pub age_seconds: u64,
+    #[serde(flatten)]
+    pub facts: Facts,
+}
+
+/// What `images prune` removed, or would.
+#[derive(Debug, Clone, Serialize)]
+pub struct Pruned {
+    pub removed: Vec<Listed>,
+    pub kept: Vec<Listed>,
+    /// Only shown: nothing was removed.
+    pub dry_run: bool,
+}
+
+/// Whether a database is to be frozen as an image here.
+pub(crate) fn is_meant(ctx: &Context, server: &Server, bytes: u64) -> bool {
+    ctx.config.images.enabled && server.started_by_us && bytes >= ctx.config.images.min_size
+}
+
+/// Bytes of a database.
+pub(crate) async fn size_of(session: &Session, name: &str) -> Result<u64, Error> {
+    let row = session
+        .query_one("select pg_database_size($1::text::name)", &[&name])
+        .await
+        .map_err(|error| failed("measure the database", error))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// What else the server holds that an image would bring back or take away; `None`: it is the
+/// database's alone. `roles` are those that may be there; `None` allows any. `building` is its scratch
+/// database.
+pub(crate) async fn shared_with(
+    session: &Session,
+    name: &str,
+    roles: Option<&[String]>,
+    building: &str,
+) -> Result<Option<String>, Error> {
+    for found in database::list(session).await? {
+        let ours = found.marker.is_some_and(|marker| {
+            marker.database == name && matches!(marker.kind, Kind::Live | Kind::Template)
+        });
+        if !ours && ![building, "postgres", "template0", "template1"].contains(&found.name.as_str())
+        {
+            return Ok(Some(format!("database `{}`", found.name)));
+        }
+    }
+    // The session is with `postgres`; nobody of ours puts anything there.
+    let rows = session
+        .query(
+            "select 'role', rolname::text from pg_roles
+             where oid >= 16384 and $2 and not rolname = any ($1)
+             union all
+             select 'tablespace', spcname::text from pg_tablespace where oid >= 16384
+             union all
+             select 'replication slot', slot_name::text from pg_replication_slots
+             union all
+             select 'table in the database postgres,', relname::text from pg_class
+             where oid >= 16384 and relkind in ('r', 'p', 'm', 'S', 'v')
+             limit 1",
+            &[&roles.unwrap_or_default(), &roles.is_some()],
+        )
+        .await
+        .map_err(|error| failed("look at the server", error))?;
+    let words =
+        |row: &crate::pg::Row| format!("{} `{}`", row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(rows.first().map(words))
+}
+
+/// Freezes the live database `name` and all of its server under a fingerprint. Templates go before:
+/// they would only make it larger.
+///
+/// # Errors
+/// Why there is no image now; the server is up all the same.
+pub(crate) async fn freeze(
+    ctx: &Context,
+    engine: &Engine,
+    server: &Server,
+    name: &str,
+    schema_version: Option<String>,
+) -> Result<Option<Server>, Error> {
+    let session = crate::connect::session(&server.admin).await?;
+    let found = database::list(&session).await?;
+    let mut live = None;
+    for found in found {
+        let Some(marker) = found.marker.filter(|marker| marker.database == name) else { continue };
+        match marker.kind {
+            Kind::Template => {
+                database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
+            }
+            Kind::Live => live = Some(marker),
+            Kind::Scratch | Kind::Retired | Kind::Kept => {}
+        }
+    }
+    let Some((marker, fingerprint)) =
+        live.and_then(|marker| marker.fingerprint.clone().map(|print| (marker, print)))
+    else {
+        return Ok(None);
+    };
+    let facts = Facts {
+        format: FORMAT,
+        fingerprint: fingerprint.clone(),
+        database: name.to_owned(),
+        project: ctx.config.project.to_string(),
+        server_version_num: server.version_num,
+        roles: roles(&session).await?,
+        origin: marker.origin,
+        schema_version,
+        made_at: jiff::Timestamp::now(),
+    };
+    session.close().await;
+    let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
+    let step = ctx.report.step("freeze as image");
+    let server = engine.freeze(ctx, &fingerprint, &facts).await?;
+    step.done("");
+    Ok(Some(server))
+}
+
+async fn roles(session: &Session) -> Result<Vec<String>, Error> {
+    let rows = session
+        .query("select rolname::text from pg_roles where oid >= 16384 order by 1", &[])
+        .await
+        .map_err(|error| failed("list the roles", error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn failed(what: &str, error: crate::pg::Error) -> Error {
+    Error::Database { what: what.to_owned(), error }
+}
+
+/// The image of this fingerprint, if it is there and of a format that is known.
+///
+/// # Errors
+/// What the engine said.
+pub(crate) async fn find(
+    ctx: &Context,
+    engine: &Engine,
+    fingerprint: &str,
+) -> Result<Option<Facts>, Error> {
+    let facts = engine.image(ctx, fingerprint).await?;
+    let facts = facts.and_then(|text| serde_json::from_str::<Facts>(&text).ok());
+    Ok(facts.filter(|facts| facts.format == FORMAT))
+}
+
+/// The images of this machine, newest first; those of a newer format are left out.
+///
+/// # Errors
+/// What the engine said.
+pub async fn list(ctx: &Context, engine: &Engine) -> Result<Vec<Listed>, Error> {
+    let now = jiff::Timestamp::now();
+    let mut listed: Vec<Listed> =
+        engine.images(ctx).await?.iter().filter_map(|stored| read(stored, now)).collect();
+    listed.sort_by(|a, b| b.facts.made_at.cmp(&a.facts.made_at));
+    Ok(listed)
+}
+
+fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
+    let facts: Facts = serde_json::from_str(&stored.facts).ok()?;
+    let age_seconds = u64::try_from(now.duration_since(facts.made_at).as_secs()).unwrap_or(0);
+    (facts.format == FORMAT).then(|| Listed {
+        name: stored.name.clone(),
+        bytes: stored.bytes,
+        age_seconds,
+        facts,
+    })
+}
+
+/// Removes what is too old and, from the oldest on, what is too much; never the newest one of a
+/// database that is asked for.
+///
+/// # Errors
+/// What the engine said.
+pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Pruned, Error> {
+    let images = list(ctx, engine).await?;
+    let (kept, removed) = fates(images, &ctx.config.images);
+    if !dry_run && !removed.is_empty() {
+        let names: Vec<&str> = removed.iter().map(|image| image.name.as_str()).collect();
+        engine.drop_images(ctx, &names).await?;
+    }
+    Ok(Pruned { removed, kept, dry_run })
+}
+
+/// Which images stay, and which go. `images` are sorted, newest first; the newest of each database
+/// stays whatever its size.
+fn fates(images: Vec<Listed>, limits: &crate::config::ImagesConfig) -> (Vec<Listed>, Vec<Listed>) {
+    let mut databases = std::collections::BTreeSet::new();
+    let mut sum = 0;
+    images.into_iter().partition(|image| {
+        let newest = databases.insert((image.facts.project.clone(), image.facts.database.clone()));
+        let young = image.age_seconds <= limits.max_age_seconds;
+        let fits = sum + image.bytes <= limits.max_size;
+        let stays = young && (newest || fits);
+        if stays {
+            sum += image.bytes;
+        }
+        stays
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FORMAT, Facts, Listed, fates};
+    use crate::config::ImagesConfig;
+
+    fn image(name: &str, bytes: u64, age_seconds: u64) -> Listed {
+        Listed {
+            name: name.to_owned(),
+            bytes,
+            age_seconds,
+            facts: Facts {
+                format: FORMAT,
+                fingerprint: name.to_owned(),
+                database: name[..1].to_owned(),
+                project: "/p".to_owned(),
+                server_version_num: 170_004,
+                roles: Vec::new(),
+                origin: None,
+                schema_version: None,
+                made_at: jiff::Timestamp::UNIX_EPOCH,
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_old_or_too_much_goes_and_the_newest_of_each_database_stays() {
+        let limits = ImagesConfig {
+            enabled: true,
+            min_size: 0,
+            max_size: 100,
+            max_age_seconds: 1000,
+            pool: String::new(),
+            pool_size: 0,
+        };
+        let images = vec![
+            image("a3", 80, 1),
+            image("a2", 30, 2),
+            image("b1", 500, 3),
+            image("a1", 10, 4),
+            image("c1", 1, 1001),
+        ];
+        let names = |images: &[Listed]| images.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
+        let (kept, removed) = fates(images, &limits);
+        assert_eq!(names(&kept), ["a3", "b1"]);
+        assert_eq!(names(&removed), ["a2", "a1", "c1"]);
+    }
+}

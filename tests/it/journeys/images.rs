@@ -1,0 +1,233 @@
+//! `reset` from a frozen server: where clones share blocks, and each lower rung.
+//!
+//! The databases are small, so `images.min_size = 1` asks for images; each Docker project has a pool of
+//! its own, so that the last one of a pool is seen to leave nothing.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use seedbed::pg::Session;
+
+use super::{Project, docker_is_here};
+use crate::harness::postgres::newest_bin_dir;
+use crate::harness::{require, unique, watchdog};
+
+fn shell(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().expect("there is a shell");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A project whose server runs in Docker, and the name of its pool.
+async fn in_docker() -> Option<(Project, String)> {
+    if !docker_is_here() {
+        return None;
+    }
+    let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
+    let pool = unique("seedbed-test-pool");
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
+    project.sandbox.set("SEEDBED_IMAGES_POOL", &pool);
+    project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
+    Some((project, pool))
+}
+
+/// A folder on a file system with reflinks, made once.
+fn reflinks() -> Option<&'static Utf8Path> {
+    static FOLDER: OnceLock<Option<Utf8PathBuf>> = OnceLock::new();
+    let made = FOLDER.get_or_init(|| {
+        let able = Command::new("sh")
+            .args(["-c", "test \"$(id -u)\" = 0 && command -v mkfs.xfs >/dev/null"])
+            .status()
+            .is_ok_and(|status| status.success());
+        if !able {
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
+        let dir = Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
+        // Whatever is left running there has been stopped by the sandboxes, which came later.
+        watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
+        shell(&format!(
+            "chmod 755 {dir} && mkdir {dir}/mounted && truncate -s 4G {dir}/xfs && \
+             mkfs.xfs -q -m reflink=1 {dir}/xfs && mount -o loop {dir}/xfs {dir}/mounted"
+        ));
+        Some(dir.join("mounted"))
+    });
+    require("root and mkfs.xfs", made.is_some()).then(|| made.as_deref()).flatten()
+}
+
+async fn native_with_reflinks() -> Option<Project> {
+    let engine = format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display());
+    let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
+    // Else the server's user cannot reach it, and its data goes elsewhere.
+    shell(&format!("chmod 755 {}", project.sandbox.project().join("..")));
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
+    Some(project)
+}
+
+async fn use_it(project: &Project) {
+    project.sql("delete from shop.purchase; update shop.item set cents = 1").await;
+}
+
+/// What holds wherever clones share blocks.
+async fn resets_from_an_image(project: &Project) {
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("freeze as image"), "{}", up.stderr);
+    assert_eq!(project.databases().await, ["live"], "a template would only make it larger");
+    let clean = project.contents().await;
+    let url = project.run(&["url"]).succeeds().stdout;
+    use_it(project).await;
+    project.sql("alter system set work_mem = '7MB'").await;
+
+    let other = Session::connect(&project.live()).await.expect("the database is there");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    let ended = format!("ended 1 session on `{}`", project.database);
+    assert!(reset.stderr.contains(&ended), "{}", reset.stderr);
+    assert!(!reset.stderr.contains("load "), "{}", reset.stderr);
+    assert!(other.batch("select 1").await.is_err(), "the session goes on in a replaced database");
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(project.run(&["url"]).succeeds().stdout, url);
+    assert_eq!(project.text("show work_mem").await, "7MB", "settings of the server stay");
+    project.run(&["users", "check"]).succeeds();
+
+    // The clone is a database like any other: it migrates, and can be replaced again.
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.text("select count(*) from shop.note").await, "0");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(!reset.stderr.contains("serve a clone"), "another fingerprint: {}", reset.stderr);
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+
+    let listed = project.run(&["images", "list", "--json"]).succeeds().json();
+    let listed = listed["result"].as_array().expect("a list");
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert_eq!(listed[0]["schema_version"], "3");
+    assert_eq!(listed[1]["schema_version"], "2");
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(table.contains("version 3, snapshot "), "{table}");
+    let prune = ["images", "prune", "--set", "images.max_size=1"];
+    let shown = project.run(&prune).succeeds().stdout;
+    assert!(shown.contains("would go"), "{shown}");
+    let removed = project.run(&[&prune[..], &["--yes"]].concat()).succeeds().stdout;
+    assert!(removed.contains("removed") && removed.contains("stays"), "{removed}");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+}
+
+/// `reset --keep`, and back, and forth.
+async fn keeps_and_brings_back(project: &Project) {
+    project.run(&["up"]).succeeds();
+    let run = project.run(&["undo-reset"]).exits(4);
+    assert!(run.stderr.contains("none was kept"), "{}", run.stderr);
+    use_it(project).await;
+    let mine = project.contents().await;
+    project.run(&["reset", "--keep"]).succeeds();
+    let clean = project.contents().await;
+    assert_ne!(mine, clean);
+    let back = project.run(&["undo-reset"]).succeeds();
+    assert!(back.stdout.contains("schema version 2"), "{}", back.stdout);
+    assert_eq!(project.contents().await, mine);
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, clean);
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, mine);
+    // One that is not asked for is not kept.
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.contents().await, clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_resets_from_an_image_in_a_pool_and_leaves_nothing() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let attached = format!("cat /sys/block/loop*/loop/backing_file | grep -c {pool} || true");
+    resets_from_an_image(&project).await;
+    assert_eq!(shell(&attached), "1", "one file on one loop device");
+    let volumes = format!("docker volume ls -q --filter name={pool}");
+    assert_eq!(shell(&volumes).lines().count(), 2);
+    // Stopped and started, also after the devices were lost as by a start of the machine.
+    let contents = project.contents().await;
+    project.run(&["down"]).succeeds();
+    shell(&format!(
+        "for file in /sys/block/loop*/loop/backing_file; do \
+           if grep -q {pool} $file; then losetup -d /dev/$(echo $file | cut -d / -f 4); fi; done"
+    ));
+    assert_eq!(shell(&attached), "0");
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, contents);
+    let down = project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert!(down.stdout.contains("the data in the pool"), "{}", down.stdout);
+    assert_eq!(shell(&volumes), "");
+    assert_eq!(shell(&attached), "0");
+    assert_eq!(shell(&format!("docker ps -aq --filter volume={pool}")), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_keeps_what_a_reset_replaces_and_brings_it_back() {
+    let Some((project, _)) = in_docker().await else { return };
+    keeps_and_brings_back(&project).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_resets_from_an_image_where_the_file_system_has_reflinks() {
+    let Some(project) = native_with_reflinks().await else { return };
+    resets_from_an_image(&project).await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert!(!project.sandbox.project().join(".seedbed/native").exists());
+    assert!(!project.sandbox.project().join(".seedbed/images").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_keeps_what_a_reset_replaces_and_brings_it_back() {
+    let Some(project) = native_with_reflinks().await else { return };
+    keeps_and_brings_back(&project).await;
+}
+
+#[tokio::test]
+async fn a_template_keeps_what_a_reset_replaces_and_brings_it_back() {
+    let project = Project::external(super::elsewhere()).with_snapshot().await;
+    keeps_and_brings_back(&project).await;
+    assert_eq!(project.databases().await, ["kept", "live", "template"]);
+}
+
+#[tokio::test]
+async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
+    let mut project = Project::native().with_snapshot().await;
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
+    let up = project.run(&["up"]).succeeds();
+    if up.stderr.contains("freeze as image") {
+        // The temporary folder has reflinks here: the other tests are about it.
+        return;
+    }
+    assert!(
+        up.stderr.contains("freezing a template, no image: the file system of"),
+        "{}",
+        up.stderr
+    );
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    let mut configured = Project::native().with_snapshot().await;
+    configured.sandbox.set("SEEDBED_IMAGES_KIND", "template");
+    let up = configured.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("freeze as template"), "{}", up.stderr);
+    assert!(!up.stderr.contains("no image"), "{}", up.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_never_replaces_what_else_the_server_holds() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    for (made, gone, named) in [
+        ("create database other_data", "drop database other_data", "database `other_data`"),
+        ("create role somebody", "drop role somebody", "role `somebody`"),
+    ] {
+        use_it(&project).await;
+        crate::harness::postgres::run_sql(&project.admin(), made).await;
+        let reset = project.run(&["reset"]).succeeds();
+        let note = format!("the image is not taken: it would replace {named} as well");
+        assert!(reset.stderr.contains(&note), "{}", reset.stderr);
+        assert_eq!(project.contents().await, clean);
+        crate::harness::postgres::run_sql(&project.admin(), gone).await;
+    }
+}
