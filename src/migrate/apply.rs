@@ -17,11 +17,10 @@ use super::placeholders::Replaced;
 use super::program;
 use super::resolve::Scripts;
 use super::script::{Language, Script, place_at};
-use super::statements::{
-    Mode, StatementEvents, Stop, ends_its_transaction, run_statements, stop_of,
-};
+use super::statements::{Mode, Standing, StatementEvents, Stop, run_statements, stop_of};
 use super::transaction::{
-    begins_transaction, drops_locks, keeps_session, needs_none, sets_own_timeout,
+    begins_transaction, drops_locks, ends_its_transaction, keeps_session, needs_none,
+    sets_own_timeout,
 };
 use crate::context::Context;
 use crate::pg::lexer::{self, LexError, LexErrorKind};
@@ -233,9 +232,7 @@ pub(super) async fn apply(
 struct Broken {
     at: usize,
     stop: Stop,
-    committed: bool,
-    /// The transaction is still to be left.
-    is_open: bool,
+    standing: Standing,
 }
 
 /// What a transaction that was given up leaves to go on with.
@@ -258,7 +255,7 @@ async fn in_transaction(
             Ok(times) => return Ok(Applied::Times(times)),
             Err(broken) => broken,
         };
-        let Broken { at, stop, committed, is_open } = broken;
+        let Broken { at, stop, standing: Standing { is_open, committed } } = broken;
         let work = &works[at];
         let session = give_up(run, place, &stop, is_open).await;
         if stop.is_lock_timeout() && !committed && patience.is_left() && session != GoOn::Nothing {
@@ -320,14 +317,14 @@ async fn transaction(
         run.scripts.callbacks.is_empty() && works.iter().all(|work| work.prepared.keeps_session);
     let begins_plain = place.preamble_if_due().is_empty();
     place.settle(is_plain && begins_plain);
-    let mut committed = false;
+    let mut standing = Standing::BEGUN;
     let mut times = Vec::with_capacity(works.len());
     let bound = patience.of_transaction();
     let mut begin = format!("begin;\n{bound}");
     for (at, work) in works.iter().enumerate() {
-        let mode = Mode::Transaction { committed: &mut committed, bound: &bound };
+        let mode = Mode::Transaction { standing: &mut standing, bound: &bound };
         let ran = in_flight(run, place, &mut flight, work, &mut begin, mode).await;
-        let started = ran.map_err(|stop| Broken { at, stop, committed, is_open: true })?;
+        let started = ran.map_err(|stop| Broken { at, stop, standing })?;
         // The last one commits in the same flight.
         let is_last = at + 1 == works.len();
         let ended = async {
@@ -342,8 +339,8 @@ async fn transaction(
         let ended = ended.await;
         ended.map_err(|crash| {
             let statements = lexer::split(&work.prepared.text.text).unwrap_or_default();
-            let is_open = !flight.has_ended;
-            Broken { at, stop: stop_of(crash, &statements), committed, is_open }
+            standing.is_open = !flight.has_ended;
+            Broken { at, stop: stop_of(crash, &statements), standing }
         })?;
         times.push(milliseconds(started));
     }
@@ -358,7 +355,7 @@ async fn in_flight<'a>(
     flight: &mut Flight<'a>,
     work: &'a Work<'a>,
     begin: &mut String,
-    mode: Mode<'_>,
+    mut mode: Mode<'_>,
 ) -> Result<Instant, Stop> {
     let prepared = work.prepared;
     let events = work.events();
@@ -370,12 +367,12 @@ async fn in_flight<'a>(
     let started = Instant::now();
     if run.scripts.has_callbacks(events.before) {
         flight.land().await.map_err(crashed)?;
-        fire_inside(run, place, events.before).await.map_err(Stop::Callback)?;
+        fire_inside(run, place, events.before, &mut mode).await.map_err(Stop::Callback)?;
     }
     let mut time = Some(0);
     if !run.ctx.config.migrate.skip_executing_migrations || work.undoes.is_some() {
         let around = Some(events.statement);
-        run_statements(run, place, flight, prepared, &statements, mode, around).await?;
+        run_statements(run, place, flight, prepared, &statements, &mut mode, around).await?;
         // The server's clock counts from the start of its transaction, which must be the script's.
         time = None;
         if run.ctx.config.migrate.group || ends_its_transaction(&statements) {
@@ -397,7 +394,7 @@ async fn in_flight<'a>(
         flight.land().await.map_err(crashed)?;
         flight.frame(place.preamble()).await.map_err(crashed)?;
         flight.land().await.map_err(crashed)?;
-        fire_inside(run, place, events.after).await.map_err(Stop::Callback)?;
+        fire_inside(run, place, events.after, &mut mode).await.map_err(Stop::Callback)?;
     }
     Ok(started)
 }
@@ -411,7 +408,10 @@ async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result
     place.settle(false);
     let bound = SessionBound::set(&place.session, &patience).await?;
     place.session.batch(&place.preamble()).await?;
-    fire_inside(run, place, events.before).await?;
+    let mut standing = Standing::NONE;
+    let lock_timeout_ms = patience.timeout_ms;
+    let mut mode = Mode::OneByOne { standing: &mut standing, lock_timeout_ms };
+    fire_inside(run, place, events.before, &mut mode).await?;
     place.session.batch(&place.back_to_owner()).await?;
     // A half-undone version is still the version that it was.
     let is_recorded = work.undoes.is_none();
@@ -423,14 +423,14 @@ async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result
         let started = Instant::now();
         let result = match prepared.script.language {
             Language::Program => program::run(run, prepared.script).await.map_err(Stop::Callback),
-            Language::Sql => statements_alone(run, place, work, &patience).await,
+            Language::Sql => statements_alone(run, place, work, &mut mode).await,
         };
         let time = milliseconds(started);
         let Err(stop) = result else {
             place.session.batch(&place.back_to_owner()).await?;
             record(place, work, time).await?;
             place.session.batch(&place.preamble()).await?;
-            fire_inside(run, place, events.after).await?;
+            fire_inside(run, place, events.after, &mut mode).await?;
             place.session.batch(&bound.put_back()).await?;
             return Ok(time);
         };
@@ -438,7 +438,7 @@ async fn one_by_one(run: &Run<'_>, place: &mut Place, work: &Work<'_>) -> Result
             patience.timeout_ms > 0 && stop.is_lock_timeout() && is_first(&stop, work);
         let may_go_on = ran_nothing && !stop.leaves_session_broken();
         // How it ended is worth no second error.
-        let _ = leave(run, place, work, &stop).await;
+        let _ = leave(run, place, &stop, mode.standing()).await;
         if may_go_on && patience.is_left() {
             let stepped = patience.step_back(run.ctx, &prepared.script.script).await;
             if stepped.is_ok() {
@@ -469,13 +469,12 @@ async fn statements_alone(
     run: &Run<'_>,
     place: &Place,
     work: &Work<'_>,
-    patience: &Patience,
+    mode: &mut Mode<'_>,
 ) -> Result<(), Stop> {
     let prepared = work.prepared;
     // It was taken apart once already: this cannot fail.
     let statements = lexer::split(&prepared.text.text).unwrap_or_default();
     let mut flight = Flight::new(run, &place.session);
-    let mode = Mode::OneByOne { lock_timeout_ms: patience.timeout_ms };
     let around = Some(work.events().statement);
     run_statements(run, place, &mut flight, prepared, &statements, mode, around).await
 }
@@ -511,16 +510,17 @@ fn is_first(stop: &Stop, work: &Work<'_>) -> bool {
 async fn leave(
     run: &Run<'_>,
     place: &mut Place,
-    work: &Work<'_>,
     stop: &Stop,
+    standing: &mut Standing,
 ) -> Result<(), Error> {
     if stop.leaves_session_broken() || place.session.is_closed() {
         let fresh = Place::open(run.ctx, run.target).await?;
         std::mem::replace(place, fresh).session.close().await;
+        *standing = Standing::NONE;
     }
-    let statements = lexer::split(&work.prepared.text.text).unwrap_or_default();
     // Without a transaction of the script's own the server would warn that there is none.
-    let rollback = if statements.iter().any(begins_transaction) { "rollback;\n" } else { "" };
+    let rollback = if standing.is_open { "rollback;\n" } else { "" };
+    standing.is_open = false;
     place.session.batch(&format!("{rollback}{}", place.back_to_owner())).await?;
     Ok(())
 }

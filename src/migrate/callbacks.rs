@@ -5,14 +5,14 @@
 //! error that it was called for.
 
 use super::Error;
-use super::apply::{Run, prepare};
+use super::apply::{Prepared, Run, prepare};
 use super::failure::Left;
 use super::flight::Flight;
 use super::patience::{Patience, SessionBound};
 use super::place::Place;
 use super::program;
 use super::script::Language;
-use super::statements::{Mode, run_statements, stop_of};
+use super::statements::{Mode, Standing, run_statements, stop_of};
 use crate::pg::lexer;
 
 /// The callbacks of `event`, each in a transaction of its own where it can be.
@@ -33,20 +33,28 @@ pub(super) async fn fire(run: &Run<'_>, place: &Place, event: &'static str) -> R
 /// One callback in a transaction of its own, tried again when it met a lock.
 async fn fire_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Result<(), Error> {
     if script.language == Language::Program {
-        return run_one(run, place, script, 0).await;
+        return run_program(run, script).await;
     }
     let prepared = prepare(run.ctx, run.scripts, script, place.server_version)?;
     let mut patience = Patience::of(run.ctx, place, [&prepared]);
     // Of the session: a `commit` of the callback's own does not lift it.
     let bound = SessionBound::set(&place.session, &patience).await?;
     loop {
-        let begin = if prepared.in_transaction { "begin;\n" } else { "" };
+        let lock_timeout_ms = patience.timeout_ms;
+        let (begin, mut standing) = match prepared.in_transaction {
+            true => ("begin;\n", Standing::BEGUN),
+            false => ("", Standing::NONE),
+        };
         place.session.batch(&format!("{begin}{}", place.preamble())).await?;
-        let result = run_one(run, place, script, patience.timeout_ms).await;
-        let end = match (&result, prepared.in_transaction) {
-            (_, false) => "",
-            (Ok(()), true) => "commit;\n",
-            (Err(_), true) => "rollback;\n",
+        let mut mode = match prepared.in_transaction {
+            true => Mode::Transaction { standing: &mut standing, bound: "" },
+            false => Mode::OneByOne { standing: &mut standing, lock_timeout_ms },
+        };
+        let result = run_sql(run, place, &prepared, &mut mode).await;
+        let end = match &result {
+            Ok(()) if prepared.in_transaction => "commit;\n",
+            Err(_) if standing.is_open => "rollback;\n",
+            Ok(()) | Err(_) => "",
         };
         let ended = place.session.batch(&format!("{end}{}", place.back_to_owner())).await;
         let is_timeout = match (&result, &ended) {
@@ -66,7 +74,8 @@ async fn fire_one(run: &Run<'_>, place: &Place, script: &super::Script) -> Resul
     }
 }
 
-/// The callbacks of `event` in the transaction that is open.
+/// The callbacks of `event` in the transaction that is open; it is open afterwards as well, whatever
+/// they do to it.
 ///
 /// # Errors
 /// [`Error::Callback`].
@@ -74,12 +83,26 @@ pub(super) async fn fire_inside(
     run: &Run<'_>,
     place: &Place,
     event: &'static str,
+    mode: &mut Mode<'_>,
 ) -> Result<(), Error> {
     for script in run.scripts.callbacks_of(event) {
-        let result = Box::pin(run_one(run, place, script, 0)).await;
+        let result = Box::pin(run_inside(run, place, script, mode)).await;
         result.map_err(|error| callback(event, error))?;
     }
     Ok(())
+}
+
+async fn run_inside(
+    run: &Run<'_>,
+    place: &Place,
+    script: &super::Script,
+    mode: &mut Mode<'_>,
+) -> Result<(), Error> {
+    if script.language == Language::Program {
+        return run_program(run, script).await;
+    }
+    let prepared = prepare(run.ctx, run.scripts, script, place.server_version)?;
+    run_sql(run, place, &prepared, mode).await
 }
 
 /// The callbacks of error events, outside of any transaction. They cannot fail.
@@ -94,32 +117,34 @@ pub(super) async fn fire_after_error(run: &Run<'_>, place: &Place, events: &[&'s
     }
 }
 
-async fn run_one(
+async fn run_program(run: &Run<'_>, script: &super::Script) -> Result<(), Error> {
+    run.ctx.report.detail(format!("callback `{}`", script.script));
+    program::run(run, script).await
+}
+
+async fn run_sql(
     run: &Run<'_>,
     place: &Place,
-    script: &super::Script,
-    lock_timeout_ms: u32,
+    prepared: &Prepared<'_>,
+    mode: &mut Mode<'_>,
 ) -> Result<(), Error> {
-    run.ctx.report.detail(format!("callback `{}`", script.script));
-    if script.language == Language::Program {
-        return program::run(run, script).await;
-    }
-    let prepared = prepare(run.ctx, run.scripts, script, place.server_version)?;
+    run.ctx.report.detail(format!("callback `{}`", prepared.script.script));
     // It was taken apart once already: this cannot fail.
     let statements = lexer::split(&prepared.text.text).unwrap_or_default();
     let mut flight = Flight::new(run, &place.session);
-    let mode = Mode::OneByOne { lock_timeout_ms };
-    let ran = run_statements(run, place, &mut flight, &prepared, &statements, mode, None).await;
+    let ran = run_statements(run, place, &mut flight, prepared, &statements, mode, None).await;
     let landed = match ran {
         Ok(()) => flight.land().await.map_err(|crash| stop_of(crash, &statements)),
         Err(stop) => Err(stop),
     };
     landed.map_err(|stop| {
-        let left = match prepared.in_transaction {
-            true => Left::Nothing,
-            false => Left::Statements { before: stop.statements_before(), recorded: false },
+        let left = match mode {
+            Mode::Transaction { standing, .. } => stop.left_of_transaction(standing.committed),
+            Mode::OneByOne { .. } => {
+                Left::Statements { before: stop.statements_before(), recorded: false }
+            }
         };
-        stop.into_error(run, &prepared, left)
+        stop.into_error(run, prepared, left)
     })
 }
 

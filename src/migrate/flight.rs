@@ -1,7 +1,10 @@
 //! What is on its way to the server: statements of a transaction, sent without waiting for each.
 //!
 //! A transaction of small scripts costs its work and one round trip. The first failure is the one
-//! that counts: the server refuses what was sent after it, and `commit` then rolls back.
+//! that counts: the server refuses what was sent after it, and `commit` then rolls back. What it does
+//! not refuse there ([`runs_after_failure`](super::transaction::runs_after_failure)), `rollback to`
+//! among them, is sent only when every answer before it is here: else it would bring the transaction
+//! back to life, with the row and the `commit` on their way already.
 
 use std::collections::VecDeque;
 

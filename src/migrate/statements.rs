@@ -11,7 +11,10 @@ use super::flight::{Crash, Flight, Label};
 use super::place::Place;
 use super::resolve::shown;
 use super::script::{Script, SourcePlace, place_at, source_place};
-use super::transaction::{builds_beside, chains_transaction, commits, ends_transaction};
+use super::transaction::{
+    begins_transaction, builds_beside, chains_transaction, commits, ends_though_failed,
+    ends_transaction, runs_after_failure,
+};
 use crate::pg::lexer::{self, CopyData, Statement};
 use crate::pg::names::{Rewritten, other_databases, rewrite};
 use crate::pg::{self, Session};
@@ -19,16 +22,37 @@ use crate::pg::{self, Session};
 /// Rows of a COPY go out in blocks of this size: one message a row would cost more than its data.
 const COPY_BLOCK: usize = 256 << 10;
 
+/// What a script and the callbacks around it have made of the transaction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
+    /// One is still to be ended.
+    pub is_open: bool,
+    /// They made something stay themselves.
+    pub committed: bool,
+}
+
+impl Standing {
+    pub(super) const BEGUN: Self = Self { is_open: true, committed: false };
+    pub(super) const NONE: Self = Self { is_open: false, committed: false };
+}
+
 /// How the statements of a script run.
 pub(super) enum Mode<'a> {
-    /// `committed` is set once the script itself made something stay.
     Transaction {
-        committed: &'a mut bool,
+        standing: &'a mut Standing,
         /// The statement that bounds a transaction's waits for locks.
         bound: &'a str,
     },
     /// `lock_timeout_ms` is the session's, 0 where it is not ours.
-    OneByOne { lock_timeout_ms: u32 },
+    OneByOne { standing: &'a mut Standing, lock_timeout_ms: u32 },
+}
+
+impl Mode<'_> {
+    pub(super) fn standing(&mut self) -> &mut Standing {
+        match self {
+            Self::Transaction { standing, .. } | Self::OneByOne { standing, .. } => standing,
+        }
+    }
 }
 
 /// The events around each statement of a script; callbacks themselves have none.
@@ -160,14 +184,6 @@ pub(super) fn stop_of(crash: Crash, statements: &[Statement<'_>]) -> Stop {
     }
 }
 
-/// Whether each answer must be there before the next statement goes out: the script ends its
-/// transaction itself, so that what follows a failure would run.
-pub(super) fn ends_its_transaction(statements: &[Statement<'_>]) -> bool {
-    statements.iter().any(|statement| {
-        commits(statement) || ends_transaction(statement) || chains_transaction(statement)
-    })
-}
-
 /// Runs a script's statements. In a transaction the last answers may still be on their way
 /// afterwards.
 pub(super) async fn run_statements(
@@ -176,52 +192,74 @@ pub(super) async fn run_statements(
     flight: &mut Flight<'_>,
     prepared: &Prepared<'_>,
     statements: &[Statement<'_>],
-    mut mode: Mode<'_>,
+    mode: &mut Mode<'_>,
     events: Option<StatementEvents>,
 ) -> Result<(), Stop> {
+    let ran = send_all(run, place, flight, prepared, statements, mode, events).await;
+    if let Err(Stop::Statement { error, statements_before, .. }) = &ran
+        && let (Some(statement), Some(error)) = (statements.get(*statements_before), error.sql())
+        && ends_though_failed(statement, error)
+    {
+        mode.standing().is_open = false;
+    }
+    ran
+}
+
+async fn send_all(
+    run: &Run<'_>,
+    place: &Place,
+    flight: &mut Flight<'_>,
+    prepared: &Prepared<'_>,
+    statements: &[Statement<'_>],
+    mode: &mut Mode<'_>,
+    events: Option<StatementEvents>,
+) -> Result<(), Stop> {
+    let crashed = |crash: Crash| stop_of(crash, statements);
     let events = events.filter(|events| {
         run.scripts.has_callbacks(events.before) || run.scripts.has_callbacks(events.after)
     });
-    let waits = matches!(mode, Mode::OneByOne { .. })
-        || events.is_some()
-        || ends_its_transaction(statements);
     for (index, statement) in statements.iter().enumerate() {
+        // A failure before it must be seen first; and what follows a `commit` that failed would run.
+        let is_exit = runs_after_failure(statement);
+        if is_exit || events.is_some() {
+            flight.land().await.map_err(crashed)?;
+        }
         if let Some(events) = events {
-            flight.land().await.map_err(|crash| stop_of(crash, statements))?;
-            fire_inside(run, place, events.before).await.map_err(Stop::Callback)?;
+            fire_inside(run, place, events.before, mode).await.map_err(Stop::Callback)?;
         }
         let patient_ms = match mode {
-            Mode::OneByOne { lock_timeout_ms } if builds_beside(statement) => lock_timeout_ms,
+            Mode::OneByOne { lock_timeout_ms, .. } if builds_beside(statement) => *lock_timeout_ms,
             Mode::OneByOne { .. } | Mode::Transaction { .. } => 0,
         };
         if patient_ms > 0 {
-            let set = flight.frame("set lock_timeout = 0".to_owned()).await;
-            set.map_err(|crash| stop_of(crash, statements))?;
+            flight.frame("set lock_timeout = 0".to_owned()).await.map_err(crashed)?;
         }
         let sent = send(run, place, flight, prepared.script, statement, index).await;
         sent.map_err(|failed| failed.into_stop(statements))?;
         if patient_ms > 0 {
-            let set = flight.frame(format!("set lock_timeout = {patient_ms}")).await;
-            set.map_err(|crash| stop_of(crash, statements))?;
+            let set = format!("set lock_timeout = {patient_ms}");
+            flight.frame(set).await.map_err(crashed)?;
         }
-        if waits {
-            flight.land().await.map_err(|crash| stop_of(crash, statements))?;
+        if is_exit || events.is_some() || matches!(mode, Mode::OneByOne { .. }) {
+            flight.land().await.map_err(crashed)?;
         }
-        if let Mode::Transaction { committed, bound } = &mut mode {
-            **committed |= commits(statement);
-            let next = match (ends_transaction(statement), chains_transaction(statement)) {
-                (true, _) => format!("begin;\n{bound}"),
-                (false, true) => bound.to_owned(),
-                (false, false) => String::new(),
-            };
-            if !next.is_empty() {
-                let begun = flight.frame(next).await;
-                begun.map_err(|crash| stop_of(crash, statements))?;
+        mode.standing().committed |= commits(statement);
+        let (ends, chains) = (ends_transaction(statement), chains_transaction(statement));
+        match mode {
+            Mode::Transaction { bound, .. } if ends => {
+                flight.frame(format!("begin;\n{bound}")).await.map_err(crashed)?;
+            }
+            Mode::Transaction { bound, .. } if chains && !bound.is_empty() => {
+                flight.frame((*bound).to_owned()).await.map_err(crashed)?;
+            }
+            Mode::Transaction { .. } => {}
+            Mode::OneByOne { standing, .. } => {
+                standing.is_open = !ends && (standing.is_open || begins_transaction(statement));
             }
         }
         if let Some(events) = events {
-            flight.land().await.map_err(|crash| stop_of(crash, statements))?;
-            fire_inside(run, place, events.after).await.map_err(Stop::Callback)?;
+            flight.land().await.map_err(crashed)?;
+            fire_inside(run, place, events.after, mode).await.map_err(Stop::Callback)?;
         }
     }
     Ok(())

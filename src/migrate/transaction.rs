@@ -1,5 +1,6 @@
 //! Which statements cannot run inside of a transaction, and which end one.
 
+use crate::pg::SqlError;
 use crate::pg::lexer::{Statement, Token, TokenKind};
 
 /// The first words outside of parentheses decide; more are never needed.
@@ -153,6 +154,18 @@ pub(super) fn begins_transaction(statement: &Statement<'_>) -> bool {
     first.is_word("begin") || first.is_word("start")
 }
 
+/// Whether the server runs the statement in a transaction that has failed as well. It refuses all
+/// others there (`IsTransactionExitStmt` in its `postgres.c`), and of several in one message all from
+/// the first that it refuses: nothing else undoes a failure.
+pub(super) fn runs_after_failure(statement: &Statement<'_>) -> bool {
+    let words = words(statement.tokens());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    matches!(
+        words.as_slice(),
+        ["commit" | "end" | "rollback" | "abort", ..] | ["prepare", "transaction", ..]
+    )
+}
+
 /// Whether the transaction is over after the statement: `commit`, `end`, `rollback`, `abort`,
 /// `prepare transaction`; `and chain` starts the next one itself.
 pub(super) fn ends_transaction(statement: &Statement<'_>) -> bool {
@@ -181,11 +194,28 @@ pub(super) fn chains_transaction(statement: &Statement<'_>) -> bool {
     }
 }
 
-/// Whether the statement makes what ran before it stay: `commit` and `end`, however they go on.
+/// Whether the statement makes what ran before it stay: `commit` and `end`, however they go on, and
+/// `prepare transaction`.
 pub(super) fn commits(statement: &Statement<'_>) -> bool {
     let words = words(statement.tokens());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    matches!(words.as_slice(), ["commit" | "end", rest @ ..] if rest.first() != Some(&"prepared"))
+    match words.as_slice() {
+        ["commit" | "end", rest @ ..] => rest.first() != Some(&"prepared"),
+        ["prepare", "transaction", ..] => true,
+        _ => false,
+    }
+}
+
+/// Whether the statement was the end of its transaction although it failed: a `commit` that met a
+/// deferred constraint. A position has only what did not even parse.
+pub(super) fn ends_though_failed(statement: &Statement<'_>, error: &SqlError) -> bool {
+    let ends = ends_transaction(statement) || chains_transaction(statement);
+    ends && error.position.is_none()
+}
+
+/// Whether the script ends its transaction itself, so that another one is open at its own end.
+pub(super) fn ends_its_transaction(statements: &[Statement<'_>]) -> bool {
+    statements.iter().any(|one| ends_transaction(one) || chains_transaction(one))
 }
 
 /// The first words outside of parentheses; a quoted name counts as an empty one.
@@ -233,7 +263,8 @@ fn has_reindex_option(tokens: &[Token<'_>]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{
-        chains_transaction, commits, ends_transaction, keeps_session, needs_none, sets_own_timeout,
+        chains_transaction, commits, ends_transaction, keeps_session, needs_none,
+        runs_after_failure, sets_own_timeout,
     };
     use crate::pg::lexer::split;
 
@@ -377,6 +408,27 @@ mod tests {
         assert!(chains("commit and chain") && chains("rollback work and chain"));
         assert!(!chains("commit") && !chains("commit and no chain") && !chains("select 1"));
         assert!(commits(&split("commit and chain").expect("lexes")[0]));
+        assert!(commits(&split("prepare transaction 'x'").expect("lexes")[0]));
         assert!(!commits(&split("rollback").expect("lexes")[0]));
+    }
+
+    #[test]
+    fn what_runs_in_a_failed_transaction_is_recognised() {
+        let runs = |sql: &str| runs_after_failure(&split(sql).expect("lexes")[0]);
+        for sql in [
+            "rollback to s",
+            "ROLLBACK WORK TO SAVEPOINT s",
+            "/* back */ rollback transaction to \"S\"",
+            "rollback and chain",
+            "abort",
+            "commit",
+            "end and chain",
+            "prepare transaction 'x'",
+        ] {
+            assert!(runs(sql), "{sql}");
+        }
+        for sql in ["savepoint s", "release s", "begin", "prepare p as select 1", "select 1"] {
+            assert!(!runs(sql), "{sql}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod elsewhere;
 mod faults;
 mod history;
 mod refused;
+mod revived;
 mod runners;
 mod scenarios;
 mod site;
