@@ -115,8 +115,8 @@ pub(super) fn status(status: &Status) -> String {
 }
 
 pub(super) fn migrated(outcome: &migrate::Outcome) -> String {
-    let before = outcome.before.as_deref().unwrap_or("empty");
-    let after = outcome.after.as_deref().unwrap_or("empty");
+    let before = outcome.before.as_deref().unwrap_or("none");
+    let after = outcome.after.as_deref().unwrap_or("none");
     if outcome.applied.is_empty() {
         return format!("up to date: schema version {after}, no script to run");
     }
@@ -185,8 +185,8 @@ pub(super) fn undone(undone: &migrate::Undone) -> String {
             ),
         };
     }
-    let before = undone.before.as_deref().unwrap_or("empty");
-    let after = undone.after.as_deref().unwrap_or("empty");
+    let before = undone.before.as_deref().unwrap_or("none");
+    let after = undone.after.as_deref().unwrap_or("none");
     let mut text = String::new();
     for ran in &undone.undone {
         text.push_str(&format!("{:>8}  {}\n", millis(ran.elapsed_ms), ran.script));

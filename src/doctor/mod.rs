@@ -230,16 +230,14 @@ async fn look_inside(
 
 fn unreachable(error: pg::Error) -> Line {
     let fix = match error.sqlstate() {
-        Some("28P01" | "28000") => "check `database.user` and `database.password`",
-        Some("3D000") => "check `database.name`",
-        Some(_) => "",
-        None => "check `database.host` and `database.port`, and that the network lets you through",
+        Some("3D000") => Some("check `database.name`".to_owned()),
+        Some(_) => error.hints().into_iter().next(),
+        None => Some(
+            "check `database.host` and `database.port`, and that the network lets you through"
+                .to_owned(),
+        ),
     };
-    let error = Error::Server(error);
-    Line {
-        fix: Some(fix.to_owned()).filter(|fix| !fix.is_empty()),
-        ..Line::error("server", &error)
-    }
+    Line { fix, ..Line::error("server", &Error::Server(error)) }
 }
 
 /// Our clock against the server's, the way there and back taken into account.

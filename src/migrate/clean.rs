@@ -133,5 +133,6 @@ async fn empty(place: &Place, schema: &str) -> Result<(), Error> {
 
 async fn batch(place: &Place, sql: &str) -> Result<(), Error> {
     let what = format!("clean the schemas `{}`", place.schemas.join("`, `"));
-    place.session.batch(sql).await.map_err(|error| Error::Sql { what, error })
+    let session = &place.session;
+    session.batch(sql).await.map_err(|error| Error::sql(session, what, error))
 }

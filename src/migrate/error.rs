@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 
 use super::encoding::DecodeError;
-use super::failure::{Left, ScriptFailure};
+use super::failure::{Account, Left, ScriptFailure};
 use super::file_name::{InvalidName, Kind};
 use super::placeholders::PlaceholderError;
 use super::script::SourcePlace;
@@ -19,7 +19,7 @@ pub enum Error {
     #[error("{0}")]
     Pg(#[from] pg::Error),
     #[error("{what}: {error}")]
-    Sql { what: String, error: pg::Error },
+    Sql { what: String, error: pg::Error, account: Account },
     #[error("read `{path}`: {error}")]
     Read { path: Utf8PathBuf, error: std::io::Error },
     #[error("read `{path}`: {error}")]
@@ -28,7 +28,7 @@ pub enum Error {
     Nul { place: SourcePlace },
     #[error("location `{path}` is not there")]
     MissingLocation { path: Utf8PathBuf },
-    #[error("{} of scripts cannot be read:{}", plural(.0.len(), "name"), list(.0))]
+    #[error("{} that cannot be read:{}", counted_names(.0.len()), list(.0))]
     Names(Vec<InvalidName>),
     #[error("more than one script for {what}:\n  {first}\n  {second}")]
     Duplicate { what: String, first: String, second: String, code: &'static str },
@@ -99,6 +99,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the server said to `what`, which was tried on `session`.
+    pub(super) fn sql(session: &pg::Session, what: String, error: pg::Error) -> Self {
+        Self::Sql { what, error, account: Account::of(session.target()) }
+    }
+
     pub fn exit(&self) -> Exit {
         match self {
             Self::Interrupted => Exit::Interrupted,
@@ -141,7 +146,6 @@ impl Error {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Interrupted
-            | Self::Sql { .. }
             | Self::Read { .. }
             | Self::ScriptSettings { .. }
             | Self::Write { .. }
@@ -151,7 +155,12 @@ impl Error {
             | Self::Git { .. }
             | Self::NothingToBaseline { .. }
             | Self::Setting { .. } => Vec::new(),
+            // invalid_catalog_name
+            Self::Pg(error) if error.sqlstate() == Some("3D000") => vec![
+                "create it, or run `seedbed up` where the server is the project's own".to_owned(),
+            ],
             Self::Pg(error) => error.hints(),
+            Self::Sql { error, account, .. } => account.hints(error),
             Self::Callback { error, .. } => match &**error {
                 // What a callback left is nothing that `repair` knows of.
                 Self::Failed(_) => Vec::new(),
@@ -208,17 +217,29 @@ impl Error {
                     }
                 },
             ],
-            Self::Failed(failure) => match failure.left {
-                Left::Nothing => vec![format!("correct the script and run {} again", verb(&failure.kind))],
-                Left::Committed | Left::Statements { recorded: false, .. } => vec![format!(
-                    "remove what the script left, correct it and run {} again",
-                    verb(&failure.kind)
-                )],
-                Left::Statements { recorded: true, .. } => {
-                    vec!["remove what the script left, then run `seedbed repair`".to_owned()]
-                }
-                Left::Unknown => vec!["run `seedbed info`".to_owned()],
-            },
+            Self::Failed(failure) => {
+                let mut hints = failure.account.hints(&failure.error);
+                let of_left = match failure.left {
+                    // The script itself may be as it should.
+                    Left::Nothing if !hints.is_empty() => {
+                        format!("then run {} again", verb(&failure.kind))
+                    }
+                    Left::Nothing => {
+                        format!("correct the script and run {} again", verb(&failure.kind))
+                    }
+                    Left::Committed | Left::Statements { recorded: false, .. } => format!(
+                        "remove what the script left, correct it and run {} again",
+                        verb(&failure.kind)
+                    ),
+                    Left::Statements { recorded: true, .. } => {
+                        "remove what the script left, then run `seedbed repair`".to_owned()
+                    }
+                    Left::Unknown => "run `seedbed info`".to_owned(),
+                };
+                hints.truncate(1);
+                hints.push(of_left);
+                hints
+            }
             Self::Invalid(found) if found.iter().any(|one| one.code == "CHECKSUM_MISMATCH") => vec![
                 "put the old text back and write the change into a new script: `seedbed new \"…\"`"
                     .to_owned(),
@@ -370,8 +391,12 @@ fn foreign(missing: &[String], is_flyway_3: bool) -> String {
     format!("it has no column `{}`", missing.join("`, `"))
 }
 
-fn plural(count: usize, word: &str) -> String {
-    if count == 1 { format!("{count} {word}") } else { format!("{count} {word}s") }
+fn counted_names(count: usize) -> String {
+    if count == 1 {
+        "1 script has a name".to_owned()
+    } else {
+        format!("{count} scripts have names")
+    }
 }
 
 fn list(names: &[InvalidName]) -> String {

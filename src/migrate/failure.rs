@@ -6,7 +6,52 @@ use camino::Utf8PathBuf;
 
 use super::file_name::Kind;
 use super::script::SourcePlace;
-use crate::pg;
+use crate::pg::{self, Target, quote};
+
+/// Who ran something, and in which database: what is to be granted, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub user: String,
+    pub database: String,
+}
+
+impl Account {
+    pub(super) fn of(target: &Target) -> Self {
+        Self { user: target.user.clone(), database: target.database.clone() }
+    }
+
+    /// What is to be granted where `error` is about a privilege that is missing; else nothing.
+    pub(super) fn hints(&self, error: &pg::Error) -> Vec<String> {
+        let Some(error) = error.sql().filter(|error| error.sqlstate == "42501") else {
+            return Vec::new();
+        };
+        let (user, message) = (quote::ident(&self.user), error.message.as_str());
+        // Which privilege it was the server tells in its message only, here in English.
+        let denied = |kind: &str| message.strip_prefix(&format!("permission denied for {kind} "));
+        let by = "as its owner or a superuser";
+        if let Some(schema) = denied("schema") {
+            let name = quote::ident(schema);
+            let mut hints = vec![format!("{by}: `grant usage, create on schema {name} to {user}`")];
+            // Nobody else may create there since PostgreSQL 15.
+            if schema == "public" {
+                let database = quote::ident(&self.database);
+                hints.push(format!(
+                    "or let it own the database: `alter database {database} owner to {user}`"
+                ));
+            }
+            return hints;
+        }
+        if let Some(database) = denied("database") {
+            let name = quote::ident(database);
+            return vec![format!("{by}: `grant create on database {name} to {user}`")];
+        }
+        let owned = message.strip_prefix("must be owner of ");
+        vec![match owned {
+            Some(what) => format!("let `{}` own the {what}, or run it as the owner", self.user),
+            None => format!("grant it to `{}` as the owner or a superuser", self.user),
+        }]
+    }
+}
 
 /// A failed script.
 #[derive(Debug)]
@@ -18,6 +63,7 @@ pub struct ScriptFailure {
     /// `None`: the transaction's end failed, not a statement.
     pub place: Option<SourcePlace>,
     pub error: pg::Error,
+    pub account: Account,
     pub left: Left,
 }
 

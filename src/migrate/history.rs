@@ -234,7 +234,7 @@ create index {index} on {table} (\"success\"){space};
                 Error::HistoryTypes { table: self.quoted(), error }
             }
             Some(_) | None => {
-                Error::Sql { what: format!("read the history in `{}`", self.quoted()), error }
+                Error::sql(session, format!("read the history in `{}`", self.quoted()), error)
             }
         })?;
         rows.iter().map(history_row).collect()
@@ -242,9 +242,8 @@ create index {index} on {table} (\"success\"){space};
 
     /// Writes a row. Without `execution_time` the server counts from the start of its transaction.
     pub(super) async fn insert(&self, session: &Session, row: &NewRow<'_>) -> Result<(), Error> {
-        self.insert_plainly(session, row).await.map_err(|error| Error::Sql {
-            what: format!("record `{}` in the history", row.script),
-            error,
+        self.insert_plainly(session, row).await.map_err(|error| {
+            Error::sql(session, format!("record `{}` in the history", row.script), error)
         })
     }
 

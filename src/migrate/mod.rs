@@ -45,7 +45,7 @@ pub use clean::{Cleaned, clean};
 pub use dry_run::{DryRun, DryScript, dry_run};
 pub use encoding::DecodeError;
 pub use error::Error;
-pub use failure::{Left, ScriptFailure};
+pub use failure::{Account, Left, ScriptFailure};
 pub use history::{HistoryRow, read_history};
 pub use info::{Info, InfoFilter, InfoRow, Validation, info, validate, validation};
 pub use new::new_script;

@@ -39,7 +39,7 @@ impl Place {
         let session = connect(ctx, target).await?;
         if let Some(sql) = &config.init_sql {
             let what = "run `flyway.initSql`".to_owned();
-            session.batch(sql).await.map_err(|error| Error::Sql { what, error })?;
+            session.batch(sql).await.map_err(|error| Error::sql(&session, what, error))?;
         }
         let facts = "select current_user::text, current_setting('search_path'),
             current_setting('server_version_num')::int, current_schema()::text,

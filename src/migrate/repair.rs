@@ -178,7 +178,7 @@ async fn write(opened: &Opened<'_>, repaired: &Repaired) -> Result<(), Error> {
     }
     let (session, table) = (&opened.place.session, &opened.place.table);
     let name = table.quoted();
-    let fail = |error| Error::Sql { what: format!("repair the history {name}"), error };
+    let fail = |error| Error::sql(session, format!("repair the history {name}"), error);
     session.batch("begin").await?;
     for one in &repaired.removed {
         let sql = format!("delete from {name} where installed_rank = $1 and not success");

@@ -88,13 +88,12 @@ impl Preparation {
         for schema in &self.schemas {
             let what = format!("create the schema `{schema}`");
             let sql = format!("create schema {}", quote::ident(schema));
-            session.batch(&sql).await.map_err(|error| Error::Sql { what, error })?;
+            session.batch(&sql).await.map_err(|error| Error::sql(session, what, error))?;
             ctx.report.detail(format!("created the schema `{schema}`"));
         }
-        session.batch(&place.table.definition()).await.map_err(|error| Error::Sql {
-            what: format!("create the history table {}", place.table.quoted()),
-            error,
-        })?;
+        let what = format!("create the history table {}", place.table.quoted());
+        let made = session.batch(&place.table.definition()).await;
+        made.map_err(|error| Error::sql(session, what, error))?;
         if self.has_schema_row {
             let list = self.schema_list();
             let row = marker(0, None, "<< Flyway Schema Creation >>", "SCHEMA", &list);

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use super::Error;
 use super::apply::{Prepared, Run};
 use super::callbacks::fire_inside;
-use super::failure::{Left, ScriptFailure};
+use super::failure::{Account, Left, ScriptFailure};
 use super::flight::{Crash, Flight, Label};
 use super::place::Place;
 use super::resolve::shown;
@@ -163,6 +163,7 @@ impl Stop {
             kind: script.kind.clone(),
             place,
             error,
+            account: Account::of(run.target),
             left,
         }))
     }

@@ -52,8 +52,8 @@ async fn old_table(place: &Place) -> Result<Option<String>, Error> {
 
 async fn upgrade(place: &Place, old: &str) -> Result<(), Error> {
     let what = format!("take over the history {}", quote::qualified(&place.table.schema, old));
-    let fail = |error| Error::Sql { what: what.clone(), error };
     let session = &place.session;
+    let fail = |error| Error::sql(session, what.clone(), error);
     session.batch("begin").await?;
     // Keys and indexes are Flyway's own and are made anew with today's names.
     let sql =

@@ -123,7 +123,11 @@ impl Error {
         match self {
             Self::Tls { problem, .. } => problem.hint().into_iter().collect(),
             Self::Login { error, .. } if matches!(error.sqlstate.as_str(), "28P01" | "28000") => {
-                vec!["check `database.user` and `database.password`".to_owned()]
+                vec![
+                    "check `database.user` and `database.password`, in Flyway's files `flyway.user` and \
+                     `flyway.password`"
+                        .to_owned(),
+                ]
             }
             Self::Connect { .. }
             | Self::Login { .. }

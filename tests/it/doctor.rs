@@ -135,7 +135,8 @@ async fn a_wrong_password_and_a_dead_port_say_what_to_check() {
     let lines = doctor::run(&context(&sandbox, &wrong)).await;
     let line = of(&lines, "server")[0];
     assert_eq!(line.state, State::Fail);
-    assert_eq!(line.fix.as_deref(), Some("check `database.user` and `database.password`"));
+    let fix = line.fix.as_deref().unwrap_or_default();
+    assert!(fix.starts_with("check `database.user` and `database.password`"), "{line:?}");
     assert!(!line.text.contains("wrong"), "{line:?}");
 
     let dead = Target { port: harness::postgres::free_port(), ..server.admin.clone() };

@@ -42,6 +42,52 @@ async fn an_account_that_may_not_connect_to_postgres_migrates_its_database() {
 }
 
 #[tokio::test]
+async fn a_privilege_that_is_missing_is_named_with_what_grants_it() {
+    let (server, sandbox) = site().await;
+    run_sql(&server.admin, "alter database app owner to postgres").await;
+    let app = server.admin.with_database("app");
+    // As PostgreSQL has it from 15 on.
+    run_sql(&app, "revoke create on schema public from public").await;
+    let run = sandbox.run(&["--quiet", "migrate"]).exits(5);
+    assert_eq!(
+        run.stderr,
+        "error: create the history table \"public\".\"flyway_schema_history\": permission denied for \
+         schema public (SQLSTATE 42501)\n  \
+         hint: as its owner or a superuser: `grant usage, create on schema \"public\" to \"app\"`\n  \
+         hint: or let it own the database: `alter database \"app\" owner to \"app\"`\n"
+    );
+    run_sql(&app, "grant usage, create on schema public to app").await;
+    sandbox.run(&["migrate"]).succeeds();
+    run_sql(&app, "create table t (id int)").await;
+    for (script, hint) in [
+        (
+            "create schema s",
+            "as its owner or a superuser: `grant create on database \"app\" to \"app\"`",
+        ),
+        ("select from t", "grant it to `app` as the owner or a superuser"),
+        ("alter table t add x int", "let `app` own the table t, or run it as the owner"),
+    ] {
+        sandbox.write("sql/V2__b.sql", script);
+        let run = sandbox.run(&["--quiet", "migrate"]).exits(6);
+        let hints: Vec<&str> = run.stderr.lines().filter(|line| line.contains("hint: ")).collect();
+        let again = "  hint: then run `seedbed migrate` again";
+        assert_eq!(hints, [&format!("  hint: {hint}"), again], "{}", run.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_to_be_created() {
+    let (_server, mut sandbox) = site().await;
+    sandbox.set("SEEDBED_DATABASE_NAME", "nowhere");
+    for verb in ["migrate", "info", "validate", "repair", "baseline", "undo"] {
+        let run = sandbox.run(&["--quiet", verb]).exits(4);
+        assert!(run.stderr.contains("database \"nowhere\" does not exist"), "{}", run.stderr);
+        let hint = "  hint: create it, or run `seedbed up` where the server is the project's own\n";
+        assert!(run.stderr.ends_with(hint), "{}", run.stderr);
+    }
+}
+
+#[tokio::test]
 async fn an_account_that_is_let_into_its_database_only_migrates_it() {
     let (server, sandbox) = site().await;
     shut(&server);
@@ -62,7 +108,10 @@ async fn a_wrong_password_is_an_error_of_the_login() {
         run.stderr
     );
     assert!(
-        run.stderr.contains("hint: check `database.user` and `database.password`"),
+        run.stderr.contains(
+            "hint: check `database.user` and `database.password`, in Flyway's files `flyway.user` and \
+             `flyway.password`\n"
+        ),
         "{}",
         run.stderr
     );

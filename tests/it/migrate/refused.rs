@@ -27,7 +27,7 @@ async fn a_name_without_a_version_is_refused_when_names_are_checked() {
     let args = ["--validate-migration-naming"];
     assert_eq!(
         refused(&files, &args, 6).await,
-        "error: 1 name of scripts cannot be read:\n  Invalid versioned migration name format: V__x.sql \
+        "error: 1 script has a name that cannot be read:\n  Invalid versioned migration name format: V__x.sql \
          (It must contain a version and should look like this: V1.2__x.sql)\n  \
          hint: rename the files, or set `flyway.validateMigrationNaming=false`\n"
     );

@@ -379,6 +379,6 @@ async fn repair_says_what_it_would_do() {
 async fn a_folder_with_only_flyways_files_works_as_it_is() {
     let site = Site::new(&[A]).await;
     let run = site.run(&["migrate"]).succeeds();
-    assert!(run.stdout.contains("schema version empty → 1, 1 script"), "{}", run.stdout);
+    assert!(run.stdout.contains("schema version none → 1, 1 script"), "{}", run.stdout);
     assert!(!site.sandbox.project().join(".seedbed").exists(), "nothing is left in the folder");
 }
