@@ -362,8 +362,12 @@ async fn in_flight<'a>(
     // It was taken apart once already: this cannot fail.
     let statements = lexer::split(&prepared.text.text).unwrap_or_default();
     let crashed = |crash: Crash| stop_of(crash, &statements);
-    let frame = format!("{}{}", std::mem::take(begin), place.preamble_if_due());
-    flight.frame(frame).await.map_err(crashed)?;
+    // A message that does not parse runs nothing of itself: `begin` goes out on its own.
+    for frame in [std::mem::take(begin), place.preamble_if_due()] {
+        if !frame.is_empty() {
+            flight.frame(frame).await.map_err(crashed)?;
+        }
+    }
     let started = Instant::now();
     if run.scripts.has_callbacks(events.before) {
         flight.land().await.map_err(crashed)?;

@@ -20,7 +20,8 @@ use crate::pg::{Target, lexer, quote};
 /// The scripts that would run, in order.
 #[derive(Debug, Clone, Serialize)]
 pub struct DryRun {
-    /// Statements before the first script: schemas and the history table, when they are not there.
+    /// Statements before the first script: the search path, where the session came with one; schemas
+    /// and the history table, when they are not there.
     pub preparation: String,
     pub scripts: Vec<DryScript>,
 }
@@ -89,13 +90,12 @@ pub async fn dry_run(
             sql,
         });
     }
-    let preparation = match has_table {
-        true => String::new(),
-        false => {
-            let inserts = preparation.rows(|row| insert(&place.table, row));
-            [preparation.statements(&place), inserts].concat().concat()
-        }
-    };
+    let mut statements = vec![place.path_at_start()];
+    if !has_table {
+        statements.extend(preparation.statements(&place));
+        statements.extend(preparation.rows(|row| insert(&place.table, row)));
+    }
+    let preparation = statements.concat();
     place.session.close().await;
     Ok(DryRun { preparation, scripts: planned })
 }

@@ -24,8 +24,7 @@ pub(super) struct Place {
     pub server_version: i32,
     lock_key: i64,
     role: String,
-    /// `None`: the path starts with the default schema already and is left alone.
-    search_path: Option<String>,
+    search_path: SearchPath,
     /// The session came with a `lock_timeout` of its own.
     pub has_lock_timeout: bool,
     /// Role and search path are where a script expects them: nothing ran that could move them.
@@ -60,7 +59,7 @@ impl Place {
         let table = Table::new(&schema, config);
         Ok(Self {
             lock_key: lock::key(&table.quoted()),
-            search_path: search_path(&schema, &path),
+            search_path: SearchPath::of(&schema, &path),
             session,
             table,
             schemas,
@@ -138,10 +137,19 @@ impl Place {
     /// Statements that put role and search path where a script expects them.
     pub(super) fn preamble(&self) -> String {
         let mut sql = format!("set role {};\n", quote::ident(&self.role));
-        if let Some(path) = &self.search_path {
-            sql.push_str(&format!("set search_path to {path};\n"));
+        if let SearchPath::PutBack(path) = &self.search_path {
+            sql.push_str(&set_path(path));
         }
         sql
+    }
+
+    /// The statement that gives another session the path which this one came with, where scripts get
+    /// no other.
+    pub(super) fn path_at_start(&self) -> String {
+        match &self.search_path {
+            SearchPath::LeftAlone(path) => set_path(path),
+            SearchPath::PutBack(_) => String::new(),
+        }
     }
 
     /// Statements that make the session the one again which owns the history.
@@ -207,30 +215,72 @@ async fn connect_once(ctx: &Context, target: &Target) -> Result<Session, pg::Err
     }
 }
 
-/// The path that scripts get, when it is not theirs already.
-fn search_path(schema: &str, original: &str) -> Option<String> {
-    let rest = original.strip_prefix(schema);
-    if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(',')) {
-        return None;
+/// The path that scripts get, as SQL takes it.
+#[derive(Debug, PartialEq, Eq)]
+enum SearchPath {
+    /// Before each script.
+    PutBack(String),
+    /// The session came with the default schema first, and what a script makes of the path reaches
+    /// the next one, as with Flyway.
+    LeftAlone(String),
+}
+
+impl SearchPath {
+    fn of(schema: &str, original: &str) -> Self {
+        let rest = original.strip_prefix(schema);
+        let mut names = names_of(original);
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(',')) {
+            return Self::LeftAlone(names.join(", "));
+        }
+        names.insert(0, quote::ident(schema));
+        Self::PutBack(names.join(", "))
     }
-    let schema = quote::ident(schema);
-    if original.is_empty() { Some(schema) } else { Some(format!("{schema}, {original}")) }
+}
+
+/// The names in a value of `search_path`, quoted: the setting takes bare ones that SQL does not
+/// (`my-schema`, `order`).
+fn names_of(path: &str) -> Vec<String> {
+    let mut is_quoted = false;
+    let ends_name = |c: char| {
+        is_quoted ^= c == '"';
+        c == ',' && !is_quoted
+    };
+    // An empty path reads as one empty name, which SQL does not take.
+    let is_name = |name: &&str| !name.is_empty() && *name != "\"\"";
+    let names = path.split(ends_name).map(str::trim).filter(is_name);
+    let quoted = |name: &str| match name.starts_with('"') {
+        true => name.to_owned(),
+        false => quote::ident(&name.to_lowercase()),
+    };
+    names.map(quoted).collect()
+}
+
+fn set_path(path: &str) -> String {
+    format!("set search_path to {path};\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::search_path;
+    use super::SearchPath;
 
     #[test]
     fn the_default_schema_goes_first_unless_it_is_there() {
-        let path = |schema, original| search_path(schema, original);
-        assert_eq!(
-            path("public", "\"$user\", public").as_deref(),
-            Some("\"public\", \"$user\", public")
-        );
-        assert_eq!(path("app", "app"), None);
-        assert_eq!(path("app", "app, public"), None);
-        assert_eq!(path("app", "app2").as_deref(), Some("\"app\", app2"));
-        assert_eq!(path("App", "").as_deref(), Some("\"App\""));
+        let put_back = |path: &str| SearchPath::PutBack(path.to_owned());
+        let left_alone = |path: &str| SearchPath::LeftAlone(path.to_owned());
+        for (schema, original, path) in [
+            ("public", "\"$user\", public", put_back(r#""public", "$user", "public""#)),
+            ("app", "app", left_alone(r#""app""#)),
+            ("app", "app, public", left_alone(r#""app", "public""#)),
+            ("app", "app2", put_back(r#""app", "app2""#)),
+            (
+                "app",
+                "my-schema,\"A, \"\"b\", Order",
+                put_back(r#""app", "my-schema", "A, ""b", "order""#),
+            ),
+            ("App", "", put_back(r#""App""#)),
+            ("app", r#""""#, put_back(r#""app""#)),
+        ] {
+            assert_eq!(SearchPath::of(schema, original), path);
+        }
     }
 }

@@ -767,7 +767,7 @@ async fn a_dry_run_prints_sql_that_does_the_same() {
     insta::assert_snapshot!(planned.scripts[0].sql, @r#"
     begin;
     set role "postgres";
-    set search_path to "public", "$user", public;
+    set search_path to "public", "$user", "public";
     create table a (id int)
     ;
     reset session authorization;

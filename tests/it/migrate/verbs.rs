@@ -2,6 +2,7 @@
 //! what we do where we differ.
 
 use super::site::{Site, made_by_us};
+use crate::harness::{TestDatabase, server};
 
 const A: (&str, &str) = ("V1__a.sql", "create table a (id int);\n");
 const B: (&str, &str) = ("V2__b.sql", "create table b (id int);\n");
@@ -224,22 +225,60 @@ async fn a_script_that_is_turned_off_does_not_run() {
     site.run(&["validate"]).succeeds();
 }
 
+/// Has psql run a text on a database, in a session that nobody prepared.
+#[track_caller]
+fn run_by_psql(site: &Site, database: &TestDatabase, text: &str) {
+    site.sandbox.write("plan.sql", text);
+    let psql = server().bin_dir.join("psql");
+    let mut psql = site.sandbox.other_command(psql.to_str().expect("is UTF-8"));
+    let password = database.target.url_with_password();
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "plan.sql", &password]);
+    let output = psql.output().expect("psql lies beside initdb");
+    assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_dry_run_puts_unqualified_names_where_the_migration_does() {
+    let tables = "select relnamespace::regnamespace || '.' || relname from pg_class
+        where relkind = 'r' and relnamespace::regnamespace::text !~ '^pg_|^information_schema' order by 1";
+    for (schemas, settings) in [
+        ("shop", ""),
+        ("shop,public", ""),
+        // Not first: it is put there before each script.
+        ("my-schema,order", "flyway.defaultSchema=shop\n"),
+        // What the session came with, not the URL.
+        ("public", "flyway.initSql=set search_path to shop, public\n"),
+        // One empty name.
+        ("public", "flyway.initSql=set search_path to ''\nflyway.defaultSchema=shop\n"),
+    ] {
+        let site = Site::new(&[
+            ("V1__a.sql", "create table a (id int);"),
+            ("V2__b.sql", "set search_path to public; create table b (id int);"),
+            ("V3__c.sql", "create table c (id int);"),
+        ])
+        .await;
+        site.database.run("create schema shop").await;
+        let conf = super::flyway_conf(&site.database);
+        let conf = conf.replace("\nflyway.user", &format!("?currentSchema={schemas}\nflyway.user"));
+        site.sandbox.write("flyway.conf", conf + settings);
+        let shown = site.run(&["--quiet", "migrate", "--dry-run"]).succeeds().stdout;
+        let other = server().create_database().await;
+        other.run("create schema shop").await;
+        run_by_psql(&site, &other, &shown);
+        site.run(&["migrate"]).succeeds();
+        let made = site.database.text(tables).await;
+        assert!(made.contains("shop.a") && made.contains("public.b"), "{schemas}: {made}");
+        assert_eq!(other.text(tables).await, made, "{schemas}\n{shown}");
+    }
+}
+
 #[tokio::test]
 async fn a_dry_run_prints_what_would_run_and_changes_nothing() {
     let site = Site::new(&[A, ("V2__v.sql", "vacuum a")]).await;
     let shown = site.run(&["--quiet", "migrate", "--dry-run"]).succeeds().stdout;
     assert!(!site.has("flyway_schema_history").await);
     // What is printed does the same when psql runs it.
-    site.sandbox.write("plan.sql", &shown);
-    site.database.run("select 1").await;
-    let target = &site.database.target;
-    let mut psql = site
-        .sandbox
-        .other_command(crate::harness::server().bin_dir.join("psql").to_str().expect("is UTF-8"));
-    let password = target.url_with_password();
-    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "plan.sql", &password]);
-    let output = psql.output().expect("psql lies beside initdb");
-    assert!(output.status.success(), "{}\n{shown}", String::from_utf8_lossy(&output.stderr));
+    run_by_psql(&site, &site.database, &shown);
     assert_eq!(site.states(&[]), ["1 a Success", "2 v Success"]);
     site.run(&["validate"]).succeeds();
     // Flyway's key for it never migrates either.
