@@ -3,7 +3,9 @@
 //! Modules that act have an error enum of their own; this file gathers them and owns the two
 //! exhaustive matches. Exit codes are a contract (README, section Exit codes).
 
-use crate::{config, database, engine, lock, migrate, pg, seed, snapshot, store, users};
+use crate::{
+    config, database, engine, lock, migrate, pg, scratch_server, seed, snapshot, store, users,
+};
 
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,8 @@ pub enum Error {
     #[error(transparent)]
     Snapshot(#[from] snapshot::Error),
     #[error(transparent)]
+    ScratchServer(#[from] scratch_server::Error),
+    #[error(transparent)]
     Proof(#[from] crate::prove::Error),
     #[error(transparent)]
     Seed(#[from] seed::Error),
@@ -93,6 +97,7 @@ impl Error {
             Self::Migrate(error) => error.exit(),
             Self::Users(error) => error.exit(),
             Self::Snapshot(error) => error.exit(),
+            Self::ScratchServer(error) => error.exit(),
             Self::Proof(error) => error.exit(),
             Self::Seed(error) => error.exit(),
         }
@@ -124,6 +129,7 @@ impl Error {
             Self::Migrate(error) => error.hints(),
             Self::Users(error) => error.hints(),
             Self::Snapshot(error) => error.hints(),
+            Self::ScratchServer(error) => error.hints(),
             Self::Proof(error) => error.hints(),
             Self::Seed(error) => error.hints(),
         }

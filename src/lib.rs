@@ -25,6 +25,7 @@ pub mod migrate;
 pub mod pg;
 pub mod prove;
 pub mod report;
+pub mod scratch_server;
 pub mod seed;
 pub mod snapshot;
 pub mod status;

@@ -1,20 +1,18 @@
 //! `snapshot create --prove`: the snapshot restored on a scratch server, before anybody sees it.
 //!
-//! The server is made for this and removed after it, from what `engine.kind = "auto"` finds here. The
-//! load itself checks every hash, every refused statement and the number of rows; here the rows of the
-//! restored tables are read again and compared with the stored ones, whatever their order.
+//! The load itself checks every hash, every refused statement and the number of rows; here the rows of
+//! the restored tables are read again and compared with the stored ones, whatever their order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::config::EngineKind;
 use crate::context::Context;
 use crate::database::Scratch;
-use crate::engine::{self, Server, Volumes};
+use crate::engine::Server;
 use crate::error::Exit;
 use crate::report::Unit;
+use crate::scratch_server::{self, Purpose};
 use crate::snapshot::manifest::{Manifest, QualifiedName, Table};
 use crate::snapshot::{self, compare, load};
 use crate::store::Store;
@@ -28,11 +26,6 @@ const SHOWN: usize = 5;
 /// Why a snapshot was not proved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(
-        "prove the snapshot: it was taken from PostgreSQL {needed}, and the server that can be \
-         started here is {here}"
-    )]
-    OldServer { needed: u32, here: u32 },
     #[error("prove the snapshot: restored, {count} tables differ: {shown}")]
     Differs { count: usize, shown: String },
 }
@@ -40,16 +33,12 @@ pub enum Error {
 impl Error {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::OldServer { .. } => Exit::Server,
             Self::Differs { .. } => Exit::CheckFailed,
         }
     }
 
     pub fn hints(&self) -> Vec<String> {
         match self {
-            Self::OldServer { needed, .. } => vec![format!(
-                "make an image of it available, `postgres:{needed}`, or install its binaries"
-            )],
             Self::Differs { .. } => {
                 vec!["nothing was published; please report this, with `--verbose`".to_owned()]
             }
@@ -66,55 +55,26 @@ pub(crate) async fn prove(
     store: &Store,
     manifest: &Manifest,
 ) -> Result<(), crate::error::Error> {
-    let ctx = &surroundings(ctx, manifest);
-    let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
-    ctx.report.note(format!("proving on a scratch server: {}", choice.why));
-    // What a run that was killed left behind.
-    choice.engine.stop(ctx, Volumes::Remove).await?;
-    let proved = restore(ctx, store, manifest, &choice.engine).await;
-    // Asked to stop or not, the server goes.
-    let unhurried = Context { cancel: tokio_util::sync::CancellationToken::new(), ..ctx.clone() };
-    let stopped = choice.engine.stop(&unhurried, Volumes::Remove).await;
-    proved?;
-    stopped?;
-    Ok(())
-}
-
-/// A project folder of its own inside of `.seedbed/`, so that no server of the project is touched.
-fn surroundings(ctx: &Context, manifest: &Manifest) -> Context {
-    let mut config = (*ctx.config).clone();
-    config.project = ctx.state_dir().join("prove");
-    config.protected = false;
-    config.database.named = false;
-    config.database.host = "localhost".to_owned();
-    config.database.port = None;
-    config.engine.port = None;
-    if config.engine.kind == EngineKind::External {
-        config.engine.kind = EngineKind::Auto;
-        config.engine.image = format!("postgres:{}", manifest.server.major());
-        config.engine.superuser = None;
-        config.engine.superuser_password = None;
-    }
-    Context { config: Arc::new(config), ..ctx.clone() }
+    let major = manifest.server.major();
+    let purpose = Purpose { folder: "prove", verb: "snapshot create --prove", major };
+    scratch_server::with(ctx, purpose, async |ctx, server| {
+        restore(ctx, store, manifest, server).await
+    })
+    .await
 }
 
 async fn restore(
     ctx: &Context,
     store: &Store,
     manifest: &Manifest,
-    engine: &engine::Engine,
+    server: &Server,
 ) -> Result<(), crate::error::Error> {
-    let server = engine.ensure(ctx).await?;
-    let (needed, here) = (manifest.server.major(), server.major());
-    if here < needed {
-        return Err(Error::OldServer { needed, here }.into());
-    }
     let locale = snapshot::locale(manifest);
     let owner = server.admin.user.clone();
-    let scratch = Scratch::create(ctx, &server, "proof", &owner, &locale).await?;
+    let scratch = Scratch::create(ctx, server, "proof", &owner, &locale).await?;
     load::load(ctx, &scratch.admin(), &owner, &server.tools, store, manifest).await?;
     let differing =
-        ctx.until_cancelled(differences(ctx, store, manifest, &server, &scratch)).await?;
+        ctx.until_cancelled(differences(ctx, store, manifest, server, &scratch)).await?;
     if differing.is_empty() {
         return Ok(());
     }

@@ -1,0 +1,104 @@
+//! A server of our own for one piece of work, removed after it.
+//!
+//! It is made by what `engine.kind` or, for a server of somebody else's, `auto` finds here, in a project
+//! folder of its own inside of `.seedbed/`, so that no server of the project is touched. The
+//! environment's account and passwords are not handed to it.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::EngineKind;
+use crate::context::Context;
+use crate::engine::{self, Server, Volumes};
+use crate::error::Exit;
+use crate::lock;
+
+/// Why the server is not one that will do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "start a scratch server: the source is PostgreSQL {needed}, and the server that can be \
+         started here is {here}"
+    )]
+    Old { needed: u32, here: u32 },
+}
+
+impl Error {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Old { .. } => Exit::Server,
+        }
+    }
+
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Old { needed, .. } => vec![format!(
+                "make an image of it available, `postgres:{needed}`, or install its binaries"
+            )],
+        }
+    }
+}
+
+/// What a server is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Purpose {
+    /// Its project folder inside of `.seedbed/`; one run at a time works there.
+    pub folder: &'static str,
+    /// The command, as a second run is told it.
+    pub verb: &'static str,
+    /// The server's version is this one or newer.
+    pub major: u32,
+}
+
+/// Runs `work` with the server and a context in which nothing else is known. However it ends, the
+/// server goes.
+///
+/// # Errors
+/// [`Error`], why no server can be started, or what `work` failed with.
+pub(crate) async fn with<T>(
+    ctx: &Context,
+    purpose: Purpose,
+    work: impl AsyncFnOnce(&Context, &Server) -> Result<T, crate::error::Error>,
+) -> Result<T, crate::error::Error> {
+    let ctx = &surroundings(ctx, purpose);
+    let _lock = lock::project(&ctx.state_dir(), purpose.verb)?;
+    let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
+    ctx.report.note(format!("scratch server: {}", choice.why));
+    // What a run that was killed left behind.
+    choice.engine.stop(ctx, Volumes::Remove).await?;
+    let working = async {
+        let server = choice.engine.ensure(ctx).await?;
+        let (needed, here) = (purpose.major, server.major());
+        if here < needed {
+            return Err(Error::Old { needed, here }.into());
+        }
+        work(ctx, &server).await
+    };
+    let done = working.await;
+    // Asked to stop or not, the server goes.
+    let unhurried = Context { cancel: CancellationToken::new(), ..ctx.clone() };
+    let stopped = choice.engine.stop(&unhurried, Volumes::Remove).await;
+    let done = done?;
+    stopped?;
+    Ok(done)
+}
+
+fn surroundings(ctx: &Context, purpose: Purpose) -> Context {
+    let mut config = (*ctx.config).clone();
+    config.project = ctx.state_dir().join(purpose.folder);
+    config.protected = false;
+    config.database.named = false;
+    config.database.host = "localhost".to_owned();
+    config.database.port = None;
+    // The password of an account named `postgres` would become this server's.
+    config.database.password = None;
+    config.engine.port = None;
+    config.engine.superuser = None;
+    config.engine.superuser_password = None;
+    if config.engine.kind == EngineKind::External {
+        config.engine.kind = EngineKind::Auto;
+        config.engine.image = format!("postgres:{}", purpose.major);
+    }
+    Context { config: Arc::new(config), ..ctx.clone() }
+}
