@@ -23,6 +23,11 @@ pub struct Unreadable {
     pub unlogged_on_standby: Vec<String>,
 }
 
+/// The statement that lets `role` read every table.
+pub(super) fn grant_to_read(role: &str) -> String {
+    format!("as a superuser: grant pg_read_all_data to {};", quote::ident(role))
+}
+
 impl Unreadable {
     fn is_empty(&self) -> bool {
         self.tables.is_empty()
@@ -37,7 +42,7 @@ impl Unreadable {
         let role = quote::ident(&self.role);
         let mut hints = Vec::new();
         if !self.tables.is_empty() || !self.sequences.is_empty() {
-            hints.push(format!("as a superuser: grant pg_read_all_data to {role};"));
+            hints.push(grant_to_read(&self.role));
         }
         if !self.row_security.is_empty() {
             hints.push(format!("as a superuser: alter role {role} bypassrls;"));

@@ -1,6 +1,6 @@
 //! What a dump can fail with, and which failures a new snapshot may get past.
 
-use super::super::preflight::Unreadable;
+use super::super::preflight::{Unreadable, grant_to_read};
 use super::leader::{LOCK_ATTEMPTS, LOCK_TIMEOUT};
 use crate::engine;
 use crate::error::{Exit, pg_exit};
@@ -27,7 +27,7 @@ pub enum Error {
     #[error("compress rows: {0}")]
     Compress(std::io::Error),
     #[error("dump the schema of `{database}`: {reason}")]
-    Schema { database: String, reason: String },
+    Schema { database: String, role: String, reason: String },
     #[error("{error}; a standby ends whoever stands in the way of its replay")]
     Standby { error: Box<Error> },
     #[error("{what}: the source has sent nothing for {seconds} s")]
@@ -75,6 +75,9 @@ impl Error {
                 "check the network to the source, or raise `snapshot.stall_timeout`".to_owned(),
             ],
             Self::Pg { error, .. } => error.hints(),
+            Self::Schema { role, reason, .. } if reason.contains("permission denied") => {
+                vec![grant_to_read(role)]
+            }
             Self::CutShort { .. } | Self::Compress(_) | Self::Schema { .. } => Vec::new(),
             Self::Tools(error) => error.hints(),
             Self::Store(error) => error.hints(),

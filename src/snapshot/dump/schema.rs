@@ -8,8 +8,9 @@ use super::super::chunk::{Plain, sha256};
 use super::super::manifest::Chunk;
 use super::super::source::Snapshot;
 use super::{Error, Run};
+use crate::context::Context;
 use crate::pg::Target;
-use crate::pg::tools::Call;
+use crate::pg::tools::{Call, Tools};
 
 /// `pg_dump` locks again what the leader holds and stands behind a DDL that came in between; that one
 /// waits for us, so only a new attempt lets it pass.
@@ -21,23 +22,16 @@ const SCHEMA_DEADLINE: Duration = Duration::from_secs(3600);
 impl Run<'_> {
     /// The schema as an archive in the store, and the hash of what it says.
     pub(super) async fn schema(&self, snapshot: &Snapshot) -> Result<(Vec<Chunk>, String), Error> {
-        let args = [
-            "--format=custom",
-            "--compress=0",
-            "--schema-only",
-            "--no-publications",
-            "--no-subscriptions",
-            "--no-security-labels",
-            "--no-tablespaces",
-        ];
-        let mut args: Vec<String> = args.map(str::to_owned).to_vec();
-        args.push(format!("--lock-wait-timeout={SCHEMA_LOCK_TIMEOUT}"));
-        args.push(format!("--snapshot={}", snapshot.id));
-        let dumped = self.tool("pg_dump", args, Some(self.target), None).await?;
-        let archive = Bytes::from(dumped);
-        let script = self
-            .tool("pg_restore", vec!["--file=-".to_owned()], None, Some(archive.clone()))
-            .await?;
+        let at = format!("--snapshot={}", snapshot.id);
+        let archive = archive(self.ctx, self.target, self.tools, at).await?;
+        let call = Call {
+            program: "pg_restore",
+            args: vec!["--file=-".to_owned()],
+            target: None,
+            stdin: Some(archive.clone()),
+            input_file: None,
+        };
+        let script = output(self.ctx, self.target, self.tools, call).await?;
         let mut chunks = Vec::new();
         let size = usize::try_from(self.chunk_bytes).unwrap_or(usize::MAX);
         for part in archive.chunks(size) {
@@ -45,27 +39,54 @@ impl Run<'_> {
         }
         Ok((chunks, fingerprint(&script)))
     }
+}
 
-    async fn tool(
-        &self,
-        program: &'static str,
-        args: Vec<String>,
-        target: Option<&Target>,
-        input: Option<Bytes>,
-    ) -> Result<Vec<u8>, Error> {
-        let call = Call { program, args, target, stdin: input, input_file: None };
-        let output = tokio::time::timeout(SCHEMA_DEADLINE, self.tools.run(self.ctx, call)).await;
-        let Ok(output) = output else {
-            let seconds = SCHEMA_DEADLINE.as_secs();
-            return Err(Error::Stalled { what: format!("wait for {program}"), seconds });
-        };
-        let output = output?;
-        if output.status == 0 {
-            return Ok(output.stdout);
-        }
-        let reason = output.stderr.trim().to_owned();
-        Err(Error::Schema { database: self.target.database.clone(), reason })
+/// The schema of `source` as an archive; `option` is one more of `pg_dump`, which reads in a read-only
+/// transaction.
+///
+/// # Errors
+/// [`Error::Schema`] with its words.
+async fn archive(
+    ctx: &Context,
+    source: &Target,
+    tools: &Tools,
+    option: String,
+) -> Result<Bytes, Error> {
+    let args = [
+        "--format=custom",
+        "--compress=0",
+        "--schema-only",
+        "--no-publications",
+        "--no-subscriptions",
+        "--no-security-labels",
+        "--no-tablespaces",
+    ];
+    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    args.push(format!("--lock-wait-timeout={SCHEMA_LOCK_TIMEOUT}"));
+    args.push(option);
+    let call =
+        Call { program: "pg_dump", args, target: Some(source), stdin: None, input_file: None };
+    output(ctx, source, tools, call).await.map(Bytes::from)
+}
+
+/// What a program wrote about the schema of `source`.
+async fn output(
+    ctx: &Context,
+    source: &Target,
+    tools: &Tools,
+    call: Call<'_>,
+) -> Result<Vec<u8>, Error> {
+    let program = call.program;
+    let Ok(output) = tokio::time::timeout(SCHEMA_DEADLINE, tools.run(ctx, call)).await else {
+        let seconds = SCHEMA_DEADLINE.as_secs();
+        return Err(Error::Stalled { what: format!("wait for {program}"), seconds });
+    };
+    let output = output?;
+    if output.status == 0 {
+        return Ok(output.stdout);
     }
+    let reason = output.stderr.trim().to_owned();
+    Err(Error::Schema { database: source.database.clone(), role: source.user.clone(), reason })
 }
 
 /// What decides whether two schemas are the same: the script, without comments, blank lines and the
