@@ -24,6 +24,7 @@ pub mod lock;
 pub mod migrate;
 pub mod pg;
 pub mod prove;
+pub mod reference;
 pub mod report;
 pub mod scratch_server;
 pub mod seed;

@@ -453,7 +453,8 @@ pub enum Users {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show where effective privileges differ from the files
+    /// Show where effective privileges differ from the files, in production too: it is only read
+    #[command(after_help = "Example: seedbed users check --env prod --json")]
     Check,
 }
 

@@ -197,12 +197,14 @@ pub(super) fn undone(undone: &migrate::Undone) -> String {
 }
 
 pub(super) fn drift(drift: &users::Drift) -> String {
+    let not_compared = drift.not_compared.iter().map(|what| format!("not compared: {what}"));
     if drift.is_none() {
-        return "effective privileges are what the files say".to_owned();
+        let good = "effective privileges are what the files say".to_owned();
+        return std::iter::once(good).chain(not_compared).collect::<Vec<_>>().join("\n");
     }
     let missing = drift.missing.iter().map(|privilege| format!("missing  {privilege}"));
     let extra = drift.extra.iter().map(|privilege| format!("extra    {privilege}"));
-    missing.chain(extra).collect::<Vec<_>>().join("\n")
+    missing.chain(extra).chain(not_compared).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn published(published: &Published) -> String {

@@ -4,7 +4,7 @@
 //! reading it, [`history`] says what its migration history means. [`choose`] decides which one a
 //! checkout restores (pure), [`find`] asks the store for it, [`verify`] reads every byte again.
 //! [`dump`] turns a source into chunks and a manifest, [`publish`] writes the manifest, [`load`] turns
-//! both into a database again.
+//! both into a database again. [`schema`] is for whoever wants a source's schema and nothing else.
 
 mod catalog;
 pub mod choose;
@@ -25,8 +25,9 @@ pub mod prune;
 pub mod publish;
 pub mod restore;
 pub mod retain;
+pub(crate) mod schema;
 pub mod shrink;
-mod source;
+pub(crate) mod source;
 pub mod verify;
 
 pub use choose::{Checkout, Facts, Misfit};

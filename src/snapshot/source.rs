@@ -38,7 +38,7 @@ set jit = off;
 ///
 /// # Errors
 /// When the server cannot be reached or refuses a setting.
-pub(super) async fn open(target: &Target) -> Result<Session, Error> {
+pub(crate) async fn open(target: &Target) -> Result<Session, Error> {
     let session = Session::connect(target).await?;
     session.batch(SOURCE_SETTINGS).await?;
     session.batch(TEXT_SETTINGS).await?;

@@ -137,7 +137,7 @@ async fn phase(
         let session =
             Session::connect(&admin.with_database(&names.actual)).await.map_err(failed)?;
         session.batch("begin").await.map_err(failed)?;
-        for warning in run(&session, names, plan, phase).await? {
+        for warning in run(&session, admin, names, plan, phase).await? {
             context.report.warn(warning);
         }
         session.batch("commit").await.map_err(failed)?;
@@ -149,9 +149,11 @@ async fn phase(
     Ok(())
 }
 
-/// Runs the actions of one phase in the transaction that `session` is in; returns warnings.
+/// Runs the actions of one phase in the transaction that `session` is in; returns warnings. `account`
+/// keeps its rights and its password.
 pub(super) async fn run(
     session: &Session,
+    account: &Target,
     names: &DatabaseName,
     plan: &Plan,
     phase: Phase,
@@ -162,7 +164,7 @@ pub(super) async fn run(
     let mut warnings = Vec::new();
     for action in plan.phase(phase) {
         let result = match &action.act {
-            Act::Role(change) => role(session, plan, change).await.map(|warning| {
+            Act::Role(change) => role(session, account, plan, change).await.map(|warning| {
                 warnings.extend(warning.map(|text| format!("{}: {text}", action.place)));
             }),
             Act::Schema { name, authorization } => {
@@ -243,11 +245,12 @@ async fn schema(
 /// Brings one role to what `change` says; returns a warning when part of it was left out.
 async fn role(
     session: &Session,
+    account: &Target,
     plan: &Plan,
     change: &RoleChange,
 ) -> Result<Option<String>, pg::Error> {
     let name = plan.role(&change.name);
-    let ours = session.target().user == name;
+    let ours = account.user == name;
     let mut warning = None;
     match (current(session, name).await?, change.verb) {
         (None, Verb::Create) => session.batch(&create_sql(name, change)).await?,
@@ -257,7 +260,7 @@ async fn role(
         }
         (Some(role), _) => {
             let is_ours = if ours { IsOurs::Yes } else { IsOurs::No };
-            if ours && gives_another_password(change, session.target().password.as_ref()) {
+            if ours && gives_another_password(change, account.password.as_ref()) {
                 warning = Some(format!(
                     "`{name}` is the account that seedbed itself uses, so it keeps its password"
                 ));
@@ -436,7 +439,7 @@ fn attributes(change: &RoleChange) -> [(&'static str, Option<bool>, bool); 7] {
     ]
 }
 
-fn flag(word: &str, value: bool) -> String {
+pub(super) fn flag(word: &str, value: bool) -> String {
     if value { word.to_owned() } else { format!("no{word}") }
 }
 
@@ -451,7 +454,7 @@ fn password_option(password: &Password) -> String {
 }
 
 /// Whether the server's stored password is this one already. Unreadable ones are set again.
-fn is_stored(password: &Password, stored: Option<&Option<String>>) -> bool {
+pub(super) fn is_stored(password: &Password, stored: Option<&Option<String>>) -> bool {
     match (password, stored) {
         (_, None) | (Password::Clear(_) | Password::Stored(_), Some(None)) => false,
         (Password::None, Some(stored)) => stored.is_none(),

@@ -3,9 +3,10 @@
 //! Effective privileges are compared: what a role may do by any way, its own grants, those of roles
 //! it is a member of, ownership, PUBLIC. What the files give is not computed but tried: the plan is
 //! carried out on a reference database in a transaction, looked at and rolled back, so that the
-//! server's roles stay as they are. Only roles that the files name are looked at, and PUBLIC.
+//! server's roles stay as they are. Only roles that the files name are looked at, and PUBLIC. The
+//! reference may be on another server, not an older one, that has been given the same roles.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -29,6 +30,16 @@ pub struct Privilege {
     pub privilege: String,
 }
 
+impl Privilege {
+    /// Whether it is `other`, or that with an option.
+    fn is(&self, other: &Self) -> bool {
+        let option = self.privilege.strip_prefix(&other.privilege);
+        self.role == other.role
+            && self.object == other.object
+            && option.is_some_and(|option| option.is_empty() || option.starts_with(" WITH"))
+    }
+}
+
 impl fmt::Display for Privilege {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} on {}", self.role, self.privilege, self.object)
@@ -44,6 +55,8 @@ pub struct Drift {
     pub extra: Vec<Privilege>,
     /// Objects of the live database that the reference has not, so that nothing can be said.
     pub unknown_objects: Vec<String>,
+    /// What else nothing can be said about, in words.
+    pub not_compared: Vec<String>,
 }
 
 impl Drift {
@@ -65,34 +78,111 @@ pub async fn check(
     names: &DatabaseName,
     plan: &Plan,
 ) -> Result<Drift, error::Error> {
-    let step = context.report.step("compare privileges with the users files");
-    let roles: Vec<String> = plan.roles().into_iter().collect();
-    let reference_names =
-        DatabaseName { final_name: names.final_name.clone(), actual: reference.database.clone() };
     let work = async {
-        let actual = {
-            let session = Session::connect(live).await.map_err(failed)?;
-            let seen = look(&session, &roles).await.map_err(failed)?;
-            session.close().await;
-            seen
+        let session = Session::connect(live).await.map_err(failed)?;
+        session.batch(LOOK_ONLY).await.map_err(failed)?;
+        let live = Live::read(&session, plan).await.map_err(failed)?;
+        session.close().await;
+        Ok::<_, Error>(live)
+    };
+    let live = context.until_cancelled(work).await?;
+    live.compare(context, reference, names, plan).await
+}
+
+/// Begins the transaction in which a live database is looked at.
+pub(crate) const LOOK_ONLY: &str = "begin isolation level repeatable read, read only";
+
+/// A live database, as one account saw it.
+pub(crate) struct Live {
+    /// The account keeps its rights and its password whatever the files say.
+    account: Target,
+    version_num: i32,
+    seen: Seen,
+    /// Roles whose password is not that of the files; `None`: the account may not read them.
+    wrong_passwords: Option<Vec<String>>,
+    not_compared: Vec<String>,
+}
+
+impl Live {
+    /// Looks at the database that `session` is connected to, in the transaction that it is in.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn read(session: &Session, plan: &Plan) -> Result<Self, pg::Error> {
+        let row = session.query_one("select current_setting('server_version_num')::int4", &[]);
+        let version_num = row.await?.get(0);
+        let account = session.target().clone();
+        let roles: Vec<String> = plan.roles().into_iter().collect();
+        let seen = look(session, &roles, version_num).await?;
+        let wrong_passwords = wrong_passwords(session, &account, plan).await?;
+        let mut not_compared = Vec::new();
+        if wrong_passwords.is_none() {
+            not_compared.push(format!("passwords, which `{}` may not read", account.user));
+        }
+        Ok(Self { account, version_num, seen, wrong_passwords, not_compared })
+    }
+
+    /// The server's version, as 170004.
+    pub fn version_num(&self) -> i32 {
+        self.version_num
+    }
+
+    /// Takes out what the server of the reference does not know.
+    pub fn leave_out(&mut self, unknown: Vec<Privilege>) {
+        for unknown in unknown {
+            let count = self.seen.privileges.len();
+            self.seen.privileges.retain(|found| !found.is(&unknown));
+            if self.seen.privileges.len() != count {
+                self.not_compared
+                    .push(format!("{unknown}, which the scratch server does not know"));
+            }
+        }
+    }
+
+    /// Compares it with what `plan` gives on `reference`, which has the same schema and the same roles
+    /// on a server that is not older; as its superuser.
+    ///
+    /// # Errors
+    /// When the plan cannot be carried out there.
+    pub async fn compare(
+        &self,
+        context: &Context,
+        reference: &Target,
+        names: &DatabaseName,
+        plan: &Plan,
+    ) -> Result<Drift, error::Error> {
+        let step = context.report.step("compare privileges with the users files");
+        let wanted = self.wanted(reference, names, plan);
+        let drift = compare(&context.until_cancelled(wanted).await?, self);
+        step.done(match drift.is_none() {
+            true => format!("{} roles as the files say", plan.roles().len()),
+            false => format!("{} missing, {} extra", drift.missing.len(), drift.extra.len()),
+        });
+        Ok(drift)
+    }
+
+    async fn wanted(
+        &self,
+        reference: &Target,
+        names: &DatabaseName,
+        plan: &Plan,
+    ) -> Result<Seen, Error> {
+        let names = DatabaseName {
+            final_name: names.final_name.clone(),
+            actual: reference.database.clone(),
         };
+        let roles: Vec<String> = plan.roles().into_iter().collect();
         let session = Session::connect(reference).await.map_err(failed)?;
         session.batch("begin").await.map_err(failed)?;
-        strip(&session, plan, &live.user).await.map_err(failed)?;
+        strip(&session, plan, &self.account.user).await.map_err(failed)?;
         for phase in [Phase::Roles, Phase::Before, Phase::After] {
-            apply::run(&session, &reference_names, plan, phase).await?;
+            apply::run(&session, &self.account, &names, plan, phase).await?;
         }
-        let wanted = look(&session, &roles).await.map_err(failed)?;
+        let wanted = look(&session, &roles, self.version_num).await.map_err(failed)?;
         session.batch("rollback").await.map_err(failed)?;
         session.close().await;
-        Ok::<Drift, Error>(compare(&wanted, &actual))
-    };
-    let drift = context.until_cancelled(work).await?;
-    step.done(match drift.is_none() {
-        true => format!("{} roles as the files say", roles.len()),
-        false => format!("{} missing, {} extra", drift.missing.len(), drift.extra.len()),
-    });
-    Ok(drift)
+        Ok(wanted)
+    }
 }
 
 /// Takes from the roles that the files create what hangs on them server-wide, so that the plan gives
@@ -115,11 +205,10 @@ fn failed(error: pg::Error) -> Error {
 struct Seen {
     privileges: BTreeSet<Privilege>,
     objects: BTreeSet<String>,
-    /// Role → digest of the stored password; empty when we may not read them.
-    passwords: BTreeMap<String, String>,
 }
 
-fn compare(wanted: &Seen, actual: &Seen) -> Drift {
+fn compare(wanted: &Seen, live: &Live) -> Drift {
+    let actual = &live.seen;
     let comparable = |privilege: &&Privilege| {
         let (here, there) = (&privilege.object, &privilege.object);
         wanted.objects.contains(here) == actual.objects.contains(there)
@@ -138,15 +227,11 @@ fn compare(wanted: &Seen, actual: &Seen) -> Drift {
             .collect()
     };
     let mut missing = difference(wanted, actual);
-    for (role, digest) in &wanted.passwords {
-        if actual.passwords.get(role).is_some_and(|other| other != digest) {
-            missing.push(Privilege {
-                role: role.clone(),
-                object: "role".to_owned(),
-                privilege: "PASSWORD of the files".to_owned(),
-            });
-        }
-    }
+    missing.extend(live.wrong_passwords.iter().flatten().map(|role| Privilege {
+        role: role.clone(),
+        object: "role".to_owned(),
+        privilege: "PASSWORD of the files".to_owned(),
+    }));
     missing.sort();
     // A table that is unknown says so for its columns.
     let of_known_table = |object: &&String| {
@@ -155,12 +240,15 @@ fn compare(wanted: &Seen, actual: &Seen) -> Drift {
     };
     let unknown_objects =
         actual.objects.difference(&wanted.objects).filter(of_known_table).cloned().collect();
-    Drift { missing, extra: difference(actual, wanted), unknown_objects }
+    let not_compared = live.not_compared.clone();
+    Drift { missing, extra: difference(actual, wanted), unknown_objects, not_compared }
 }
 
-async fn look(session: &Session, roles: &[String]) -> Result<Seen, pg::Error> {
+/// What the roles may do, as far as a server of `version_num` knows it.
+async fn look(session: &Session, roles: &[String], version_num: i32) -> Result<Seen, pg::Error> {
+    session.batch(LOOK_SETTINGS).await?;
     let mut seen = Seen::default();
-    for row in session.query(PRIVILEGES, &[&roles]).await? {
+    for row in session.query(PRIVILEGES, &[&roles, &version_num]).await? {
         seen.privileges.insert(Privilege {
             role: row.get(0),
             object: row.get(1),
@@ -170,14 +258,40 @@ async fn look(session: &Session, roles: &[String]) -> Result<Seen, pg::Error> {
     for row in session.query(OBJECTS, &[]).await? {
         seen.objects.insert(row.get(0));
     }
-    let readable: bool = session.query_one(MAY_READ_PASSWORDS, &[]).await?.get(0);
-    if readable {
-        for row in session.query(PASSWORDS, &[&roles]).await? {
-            seen.passwords.insert(row.get(0), row.get(1));
-        }
-    }
     Ok(seen)
 }
+
+/// The roles whose password is not the one that the files give. Nothing is read where they give none.
+async fn wrong_passwords(
+    session: &Session,
+    account: &Target,
+    plan: &Plan,
+) -> Result<Option<Vec<String>>, pg::Error> {
+    let mut given = plan.passwords();
+    given.remove(account.user.as_str());
+    if given.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    if !session.query_one(MAY_READ_PASSWORDS, &[]).await?.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let roles: Vec<&str> = given.keys().copied().collect();
+    let mut wrong = Vec::new();
+    for row in session.query(PASSWORDS, &[&roles]).await? {
+        let (role, stored): (String, Option<String>) = (row.get(0), row.get(1));
+        let password = given.get(role.as_str());
+        if password.is_some_and(|password| !apply::is_stored(password, Some(&stored))) {
+            wrong.push(role);
+        }
+    }
+    Ok(Some(wrong))
+}
+
+/// Names of types and times are written the same way on both sides.
+const LOOK_SETTINGS: &str = "\
+set local search_path = '';
+set local datestyle = 'ISO, YMD';
+set local timezone = 'UTC'";
 
 /// From PostgreSQL 16 a membership has a grantor of its own, who has to be named. Only a superuser may
 /// take what anybody gave: for others nothing is taken, and more memberships than the files give do
@@ -190,8 +304,13 @@ select pg_catalog.format(
          case when pg_catalog.current_setting('server_version_num')::int >= 160000
               then pg_catalog.format(' granted by %I', pg_catalog.pg_get_userbyid(grantor))
               else '' end)
-from pg_catalog.pg_auth_members
+from pg_catalog.pg_auth_members m
 where pg_catalog.pg_get_userbyid(member)::text = any ($1::text[]) and exists (select from may)
+  -- From PostgreSQL 16 on whoever has CREATEROLE may grant each role that he makes, by such a row.
+  and not (admin_option
+           and coalesce(pg_catalog.to_jsonb(m) ->> 'inherit_option', 'true') = 'false'
+           and coalesce(pg_catalog.to_jsonb(m) ->> 'set_option', 'true') = 'false'
+           and (select rolcreaterole from pg_catalog.pg_roles where oid = member))
 union all
 select pg_catalog.format('alter role %I reset all', rolname)
 from pg_catalog.pg_roles
@@ -201,8 +320,7 @@ const MAY_READ_PASSWORDS: &str =
     "select pg_catalog.has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'select')";
 
 const PASSWORDS: &str = "
-select rolname::text,
-       coalesce(pg_catalog.md5(rolpassword), 'none')
+select rolname::text, rolpassword
 from pg_catalog.pg_authid
 where rolname = any ($1::text[])";
 
@@ -239,7 +357,8 @@ select 'foreign-data wrapper ' || fdwname from pg_catalog.pg_foreign_data_wrappe
 union all
 select 'foreign server ' || srvname from pg_catalog.pg_foreign_server";
 
-/// role, object, privilege; one row for each thing that one of the roles `$1` or PUBLIC may do.
+/// role, object, privilege; one row for each thing that one of the roles `$1` or PUBLIC may do, as far as
+/// a server of version `$2` knows it.
 const PRIVILEGES: &str = "
 with own_schema as (
   select oid, nspname from pg_catalog.pg_namespace
@@ -252,7 +371,7 @@ how as (select unnest(array['', ' WITH GRANT OPTION']) as how),
 table_privilege as (
   select unnest(
     array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
-    || case when pg_catalog.current_setting('server_version_num')::int >= 170000
+    || case when $2::int4 >= 170000
             then array['MAINTAIN'] else array[]::text[] end) as p),
 relation as (
   select c.oid, relkind, relowner, nspname || '.' || relname as name
@@ -335,12 +454,15 @@ cross join lateral (values
 where has
 union all
 select who.rolname, 'role ' || pg_catalog.pg_get_userbyid(m.roleid),
-       'MEMBER' || case when admin_option then ' WITH ADMIN OPTION' else '' end
-       || case when pg_catalog.to_jsonb(m) ->> 'inherit_option' = 'false'
-               then ' WITHOUT INHERIT' else '' end
-       || case when pg_catalog.to_jsonb(m) ->> 'set_option' = 'false'
-               then ' WITHOUT SET' else '' end
-from pg_catalog.pg_auth_members m join who on who.oid = m.member
+       'MEMBER' || case when admin then ' WITH ADMIN OPTION' else '' end
+       || case when $2::int4 >= 160000 and not inherits then ' WITHOUT INHERIT' else '' end
+       || case when $2::int4 >= 160000 and not sets then ' WITHOUT SET' else '' end
+from (select roleid, member, pg_catalog.bool_or(admin_option) as admin,
+             pg_catalog.bool_or((pg_catalog.to_jsonb(a) ->> 'inherit_option')::boolean) as inherits,
+             pg_catalog.bool_or((pg_catalog.to_jsonb(a) ->> 'set_option')::boolean) as sets
+      from pg_catalog.pg_auth_members a
+      group by roleid, member) m
+join who on who.oid = m.member
 union all
 select rolname, case when setdatabase = 0 then 'role' else 'role in the database' end,
        'SET ' || setting
@@ -353,7 +475,8 @@ where setdatabase = 0 and setrole <> 0
 
 #[cfg(test)]
 mod tests {
-    use super::{Drift, Privilege, Seen, compare};
+    use super::{Drift, Live, Privilege, Seen, compare};
+    use crate::pg::{SslMode, Target};
 
     fn privilege(role: &str, object: &str, privilege: &str) -> Privilege {
         Privilege {
@@ -367,8 +490,24 @@ mod tests {
         Seen {
             privileges: privileges.iter().cloned().collect(),
             objects: objects.iter().map(|name| (*name).to_owned()).collect(),
-            ..Seen::default()
         }
+    }
+
+    fn live(seen: &Seen) -> Live {
+        let account = Target {
+            host: "localhost".to_owned(),
+            port: 5432,
+            database: "shop".to_owned(),
+            user: "reader".to_owned(),
+            password: None,
+            ssl_mode: SslMode::Disable,
+            ssl_root_cert: None,
+            ssl_client: None,
+            settings: Vec::new(),
+        };
+        let wrong_passwords = Some(Vec::new());
+        let (version_num, seen, not_compared) = (170_000, seen.clone(), Vec::new());
+        Live { account, version_num, seen, wrong_passwords, not_compared }
     }
 
     #[test]
@@ -378,19 +517,19 @@ mod tests {
             &["table s.t"],
         );
         let actual = seen(&[privilege("a", "table s.t", "DELETE")], &["table s.t"]);
-        let drift = compare(&wanted, &actual);
+        let drift = compare(&wanted, &live(&actual));
         assert_eq!(
             drift.missing,
             [privilege("a", "role", "LOGIN"), privilege("b", "table s.t", "SELECT"),]
         );
         assert_eq!(drift.extra, [privilege("a", "table s.t", "DELETE")]);
-        assert!(compare(&wanted, &wanted).is_none());
+        assert!(compare(&wanted, &live(&wanted)).is_none());
     }
 
     #[test]
     fn an_object_that_only_the_live_database_has_is_named_and_not_judged() {
         let actual = seen(&[privilege("a", "table s.new", "SELECT")], &["table s.new"]);
-        let drift = compare(&Seen::default(), &actual);
+        let drift = compare(&Seen::default(), &live(&actual));
         assert_eq!(
             drift,
             Drift { unknown_objects: vec!["table s.new".to_owned()], ..Drift::default() }
@@ -403,18 +542,34 @@ mod tests {
             &[privilege("a", "role", "SUPERUSER"), privilege("a", "table s.t", "DELETE")],
             &["table s.t"],
         );
-        let drift = compare(&seen(&[], &["table s.t"]), &actual);
+        let drift = compare(&seen(&[], &["table s.t"]), &live(&actual));
         assert_eq!(drift.extra, [privilege("a", "role", "SUPERUSER")]);
     }
 
     #[test]
     fn another_password_is_told_without_showing_it() {
-        let mut wanted = Seen::default();
-        wanted.passwords.insert("a".to_owned(), "1".to_owned());
-        let mut actual = Seen::default();
-        assert!(compare(&wanted, &actual).is_none(), "no such role is another finding");
-        actual.passwords.insert("a".to_owned(), "2".to_owned());
-        let drift = compare(&wanted, &actual);
+        let mut live = live(&Seen::default());
+        live.wrong_passwords = Some(vec!["a".to_owned()]);
+        let drift = compare(&Seen::default(), &live);
         assert_eq!(drift.missing, [privilege("a", "role", "PASSWORD of the files")]);
+    }
+
+    #[test]
+    fn what_the_other_server_does_not_know_is_left_out_and_named() {
+        let actual = [
+            privilege("a", "role pg_new", "MEMBER WITH ADMIN OPTION"),
+            privilege("a", "role pg_new_too", "MEMBER"),
+        ];
+        let mut live = live(&seen(&actual, &[]));
+        live.leave_out(vec![
+            privilege("a", "role pg_new", "MEMBER"),
+            privilege("b", "role", "SET old=1"),
+        ]);
+        let drift = compare(&Seen::default(), &live);
+        assert_eq!(drift.extra, actual[1..]);
+        assert_eq!(
+            drift.not_compared,
+            ["a: MEMBER on role pg_new, which the scratch server does not know"]
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`read`] makes a [`Plan`] of the files (pure: `parse`, `plan`), [`apply_roles`],
 //! [`apply_before`] and [`apply_after`] carry it out in its phases, [`dry_run`] shows them, [`check`] compares what a
-//! database's roles may do with what the files give. The files may run any number of times. A
+//! database's roles may do with what the files give; `server_roles` makes a server's roles again elsewhere for that. The files may run any number of times. A
 //! password leaves this module only as a SCRAM verifier, and never stands in an error.
 
 mod apply;
@@ -11,6 +11,7 @@ mod dry_run;
 mod parse;
 mod placeholders;
 mod plan;
+mod server_roles;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -21,8 +22,10 @@ use crate::pg::names::DatabaseName;
 
 pub use apply::{Existing, apply_after, apply_before, apply_roles, ensure_owner};
 pub use check::{Drift, Privilege, check};
+pub(crate) use check::{LOOK_ONLY, Live};
 pub use dry_run::{DryRun, DryStatement, dry_run};
 pub use plan::{Place, Plan, Skipped};
+pub(crate) use server_roles::{Made, ServerRoles};
 
 /// Why accounts and grants are not as the files say.
 #[derive(Debug, thiserror::Error)]

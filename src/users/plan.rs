@@ -2,7 +2,7 @@
 //!
 //! Made from text alone, so that it can be printed, compared and tested without a server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -105,6 +105,15 @@ impl Plan {
             },
             Act::Role(_) | Act::Schema { .. } | Act::Sql { .. } => None,
         })
+    }
+
+    /// What the files give each role as its password; the last one counts.
+    pub(super) fn passwords(&self) -> BTreeMap<&str, &Password> {
+        let given = self.actions.iter().filter_map(|action| match &action.act {
+            Act::Role(change) => Some((self.role(&change.name), change.password.as_ref()?)),
+            Act::Schema { .. } | Act::Sql { .. } => None,
+        });
+        given.collect()
     }
 
     /// The roles that the files name, in order of name.

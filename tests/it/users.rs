@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use secrecy::ExposeSecret;
 use seedbed::config::{self, Flags};
 use seedbed::context::Context;
 use seedbed::env::Env;
@@ -13,7 +14,7 @@ use seedbed::report::Reporter;
 use seedbed::users::{self, Drift, Existing, Plan};
 
 use crate::harness::postgres::{query_text, run_sql};
-use crate::harness::{Sandbox, Server, unique};
+use crate::harness::{self, Sandbox, Server, container, unique};
 
 /// A server that logs every statement: roles are the server's, so these tests have one of their own.
 fn server() -> &'static Server {
@@ -561,7 +562,11 @@ GRANT CONNECT ON DATABASE {db} TO managed_owner;
     project.log_in("managed_owner", "one").await.unwrap_or_else(|error| panic!("{error}"));
     let live = admin.with_database(&names.actual);
     let drift = users::check(context, &live, &live, names, &plan).await;
-    assert_eq!(drift.unwrap_or_else(|error| panic!("{error}")), Drift::default());
+    let not_compared = vec!["passwords, which `manager` may not read".to_owned()];
+    assert_eq!(
+        drift.unwrap_or_else(|error| panic!("{error}")),
+        Drift { not_compared, ..Drift::default() }
+    );
 }
 
 #[tokio::test]
@@ -607,4 +612,253 @@ fn a_plan_is_shown_without_passwords() {
     ALTER DEFAULT PRIVILEGES for role "postgres" IN SCHEMA test_schema GRANT SELECT ON TABLES TO service1 -- users/users.sql:5
     "##);
     assert!(!format!("{plan:?}").contains("fake_pass"));
+}
+
+/// `{r}` begins the names of roles. `{r}_reader`, `{r}_dba` and `postgres` are only granted something.
+const PRODUCTION: &str = "
+CREATE ROLE {r}_read NOINHERIT;
+CREATE USER {r}_service PASSWORD '${env:SERVICE_WORD}' IN ROLE {r}_read CONNECTION LIMIT 20;
+ALTER ROLE {r}_service SET statement_timeout = '30s';
+GRANT {r}_read TO {r}_dba, postgres;
+GRANT CONNECT ON DATABASE ${flyway:database} TO {r}_service;
+GRANT USAGE ON SCHEMA shop TO {r}_read, {r}_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA shop TO {r}_read, {r}_reader;
+GRANT INSERT, UPDATE ON shop.item TO {r}_service;
+ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO {r}_read;
+";
+
+/// What a team's own scripts and its provider have made. No local server has these roles.
+const BEFORE: &str = "
+create role {r}_owner; create role {r}_reader login password 'reader word';
+create role {r}_cloud createrole; create role {r}_dba createdb in role {r}_cloud;
+alter role {r}_dba set work_mem = '8MB';
+create database {r}_shop owner {r}_owner";
+
+const SHOP: &str = "
+set role {r}_owner;
+create schema shop;
+create table shop.customer (id bigint generated always as identity primary key, name text);
+create table shop.item (id int primary key, cents int not null);
+create view shop.names as select id, name from shop.customer group by id;
+create materialized view shop.sums as select id, name, count(*) from shop.customer group by id;
+create function shop.f(int, out text) language sql as $$ select $1::text $$;
+insert into shop.customer (name) values ('one')";
+
+/// A protected environment on a server of somebody else's, as its files say.
+struct Protected {
+    sandbox: Sandbox,
+    /// The database as the superuser sees it.
+    target: Target,
+    /// Begins the names of its roles.
+    name: String,
+}
+
+impl Protected {
+    /// `[engine]` of its environments is `engine`.
+    async fn new(admin: &Target, engine: &str) -> Self {
+        let name = unique("p");
+        let target = admin.with_database(&format!("{name}_shop"));
+        let made = Self { sandbox: Sandbox::new(), target, name };
+        let before = made.named(BEFORE);
+        for statement in before.split(';') {
+            run_sql(admin, statement).await;
+        }
+        run_sql(&made.target, &made.named(SHOP)).await;
+        let given = made.named(PRODUCTION).replace("${env:SERVICE_WORD}", "service word");
+        let given = given.replace("${flyway:database}", &made.target.database);
+        let owner = format!("PRIVILEGES FOR ROLE {}_owner IN", made.name);
+        let given = given.replace("PRIVILEGES IN", &owner);
+        run_sql(&made.target, &format!("set password_encryption = 'scram-sha-256'; {given}")).await;
+
+        let mut made = made;
+        made.sandbox.write("users/users.sql", made.named(PRODUCTION));
+        made.sandbox.set("SERVICE_WORD", "service word");
+        let reader = format!("{}_reader", made.name);
+        let reader = made.target.with_user(&reader, Some("reader word".to_owned().into()));
+        for (environment, target) in [("prod", &reader), ("admin", &made.target)] {
+            made.sandbox.write(&format!("conf/{environment}.toml"), conf(target, engine, "true"));
+            let word = target.password.as_ref().map_or("", |word| word.expose_secret());
+            made.sandbox.set(&format!("WORD_OF_{}", target.user), word);
+        }
+        made
+    }
+
+    /// `text` with the names of this production's roles.
+    fn named(&self, text: &str) -> String {
+        text.replace("{r}", &self.name)
+    }
+
+    async fn sql(&self, text: &str) {
+        run_sql(&self.target, &self.named(text)).await;
+    }
+
+    /// What `users check` shows, and that it ends with `code`.
+    #[track_caller]
+    fn check(&self, environment: &str, code: i32) -> String {
+        let run = self.sandbox.run(&["users", "check", "--env", environment]).exits(code);
+        run.stdout.replace(&self.name, "{r}")
+    }
+}
+
+fn conf(target: &Target, engine: &str, protected: &str) -> String {
+    let Target { host, port, database, user, .. } = target;
+    format!(
+        "protected = {protected}\n[engine]\n{engine}\n[database]\nhost = \"{host}\"\nport = {port}\n\
+         name = \"{database}\"\nuser = \"{user}\"\npassword = \"env:WORD_OF_{user}\"\n\
+         sslmode = \"disable\"\n"
+    )
+}
+
+const CHANGED: &str = "
+grant delete on shop.item to {r}_service;
+revoke select on shop.customer from {r}_read;
+alter role {r}_service createdb password 'another word';
+alter role {r}_service set statement_timeout = '1h';
+alter role {r}_service connection limit -1;
+revoke {r}_read from {r}_dba;
+alter default privileges for role {r}_owner in schema shop grant insert on tables to {r}_read";
+
+/// The catalogs of a server whose next transaction would be the same one: nothing was written on it.
+const UNTOUCHED: &str = "
+select pg_snapshot_xmax(pg_current_snapshot()), (select count(*) from pg_database),
+       (select string_agg(rolname || coalesce(rolpassword, ''), ',' order by oid) from pg_authid)";
+
+#[tokio::test]
+async fn check_compares_production_on_a_scratch_server_and_leaves_it_untouched() {
+    let server = Server::start(&[("autovacuum", "off")]);
+    // As on a managed server: the account `postgres` is no superuser there.
+    run_sql(&server.admin, "create role provider superuser login password 'provider word'").await;
+    let admin = server.admin.with_user("provider", Some("provider word".to_owned().into()));
+    run_sql(&admin, "alter role postgres rename to first; create role postgres createrole").await;
+    let mut production = Protected::new(&admin, "kind = \"external\"").await;
+    // Without Docker: the scratch server is of the version of the source.
+    production.sandbox.set("PATH", &format!("{}:/usr/bin:/bin", server.bin_dir.display()));
+    production.sandbox.set("DOCKER_HOST", "unix:///nonexistent.sock");
+
+    let before = query_text(&admin, UNTOUCHED).await;
+    insta::assert_snapshot!(production.check("prod", 0), @r##"
+    effective privileges are what the files say
+    not compared: passwords, which `{r}_reader` may not read
+    "##);
+    insta::assert_snapshot!(production.check("admin", 0), @"effective privileges are what the files say");
+    // One that is not protected, on the server of one that is: nothing may be made there either.
+    let other = conf(&production.target, "kind = \"external\"", "false");
+    production.sandbox.write("conf/other.toml", other);
+    insta::assert_snapshot!(production.check("other", 0), @"effective privileges are what the files say");
+    assert_eq!(query_text(&admin, UNTOUCHED).await, before);
+
+    production.sql(CHANGED).await;
+    let before = query_text(&admin, UNTOUCHED).await;
+    insta::assert_snapshot!(production.check("prod", 13), @r##"
+    missing  {r}_dba: MEMBER on role {r}_read
+    missing  {r}_dba: USAGE on schema shop
+    missing  {r}_dba: SELECT on table shop.customer
+    missing  {r}_dba: SELECT on table shop.item
+    missing  {r}_dba: SELECT on table shop.names
+    missing  {r}_dba: SELECT on table shop.sums
+    missing  {r}_read: SELECT on table shop.customer
+    missing  {r}_service: CONNECTION LIMIT 20 on role
+    missing  {r}_service: SET statement_timeout=30s on role
+    missing  {r}_service: SELECT on table shop.customer
+    missing  postgres: SELECT on table shop.customer
+    extra    {r}_read: INSERT on new tables of {r}_owner in schema shop
+    extra    {r}_service: CREATEDB on role
+    extra    {r}_service: SET statement_timeout=1h on role
+    extra    {r}_service: DELETE on table shop.item
+    not compared: passwords, which `{r}_reader` may not read
+    "##);
+    insta::assert_snapshot!(production.check("admin", 13), @r##"
+    missing  {r}_dba: MEMBER on role {r}_read
+    missing  {r}_dba: USAGE on schema shop
+    missing  {r}_dba: SELECT on table shop.customer
+    missing  {r}_dba: SELECT on table shop.item
+    missing  {r}_dba: SELECT on table shop.names
+    missing  {r}_dba: SELECT on table shop.sums
+    missing  {r}_read: SELECT on table shop.customer
+    missing  {r}_service: CONNECTION LIMIT 20 on role
+    missing  {r}_service: PASSWORD of the files on role
+    missing  {r}_service: SET statement_timeout=30s on role
+    missing  {r}_service: SELECT on table shop.customer
+    missing  postgres: SELECT on table shop.customer
+    extra    {r}_read: INSERT on new tables of {r}_owner in schema shop
+    extra    {r}_service: CREATEDB on role
+    extra    {r}_service: SET statement_timeout=1h on role
+    extra    {r}_service: DELETE on table shop.item
+    "##);
+    let run = production.sandbox.run(&["users", "check", "--env", "prod", "--json"]).exits(13);
+    let json = run.json();
+    assert_eq!(json["missing"].as_array().map(Vec::len), Some(11), "{json:#}");
+    assert_eq!(json["unknown_objects"], serde_json::json!([]), "{json:#}");
+    assert_eq!(query_text(&admin, UNTOUCHED).await, before);
+    let left = production.sandbox.project().join(".seedbed/check/.seedbed/native");
+    assert!(!left.exists(), "the server is gone");
+
+    // Who may not read a table cannot lock it for `pg_dump`.
+    production.sql("revoke select on shop.item from {r}_reader").await;
+    let run = production.sandbox.run(&["users", "check", "--env", "prod"]).exits(5);
+    let hint = format!(
+        "hint: as a superuser: grant pg_read_all_data to \"{}_reader\";\n",
+        production.name
+    );
+    assert!(run.stderr.ends_with(&hint), "{}", run.stderr);
+}
+
+#[tokio::test]
+async fn check_needs_a_server_of_this_machine_and_says_how_to_get_one() {
+    let mut production = Protected::new(&server().admin, "kind = \"docker\"").await;
+    production.sandbox.set("DOCKER_HOST", "unix:///nonexistent.sock");
+    let run = production.sandbox.run(&["users", "check", "--env", "prod"]).exits(4);
+    let run = run.hide(&production.name, "{r}");
+    insta::assert_snapshot!(run.transcript(), @r##"
+    exit 4
+    --- stdout
+    --- stderr
+    `{r}_reader` owns nothing there: default privileges are meant for `{r}_owner`, who owns the database
+    read roles and privileges of `{r}_shop`: 5 roles in the files ([time])
+    read the schema of `{r}_shop` ([time])
+    nothing is made on `127.0.0.1`: what the files give is tried on a scratch server
+    error: reach the Docker daemon at `unix:///nonexistent.sock`: Socket not found: /nonexistent.sock (from DOCKER_HOST)
+      hint: start the Docker daemon, or set `DOCKER_HOST`
+      hint: or set `engine.kind = "native"` or `"embedded"`
+    "##);
+}
+
+/// What each version knows that the other does not is no difference.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_compares_a_production_of_version_13_on_17() {
+    let Some(source) = harness::container(13).await else { return };
+    if !container::image_is_here(17) {
+        return;
+    }
+    let engine = "kind = \"docker\"\nimage = \"postgres:17\"";
+    let production = Protected::new(&source.server.admin, engine).await;
+    assert_eq!(production.check("admin", 0), "effective privileges are what the files say\n");
+    production.sql(CHANGED).await;
+    insta::assert_snapshot!(production.check("admin", 13), @r##"
+    missing  {r}_dba: MEMBER on role {r}_read
+    missing  {r}_dba: USAGE on schema shop
+    missing  {r}_dba: SELECT on table shop.customer
+    missing  {r}_dba: SELECT on table shop.item
+    missing  {r}_dba: SELECT on table shop.names
+    missing  {r}_dba: SELECT on table shop.sums
+    missing  {r}_read: SELECT on table shop.customer
+    missing  {r}_service: CONNECTION LIMIT 20 on role
+    missing  {r}_service: PASSWORD of the files on role
+    missing  {r}_service: SET statement_timeout=30s on role
+    missing  {r}_service: SELECT on table shop.customer
+    extra    {r}_read: INSERT on new tables of {r}_owner in schema shop
+    extra    {r}_service: CREATEDB on role
+    extra    {r}_service: SET statement_timeout=1h on role
+    extra    {r}_service: DELETE on table shop.item
+    "##);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_sees_a_privilege_that_only_newer_versions_have() {
+    let Some(source) = harness::container(17).await else { return };
+    let production = Protected::new(&source.server.admin, "kind = \"external\"").await;
+    production.sql("grant maintain on shop.item to {r}_service").await;
+    // What makes a role in this version is a member of it, which no file says.
+    production.sql("set role {r}_cloud; create role {r}_made").await;
+    insta::assert_snapshot!(production.check("admin", 13), @"extra    {r}_service: MAINTAIN on table shop.item");
 }

@@ -14,7 +14,7 @@ mod error;
 mod leader;
 mod output;
 mod rows;
-mod schema;
+pub(super) mod schema;
 mod storing;
 
 use std::collections::BTreeSet;

@@ -46,7 +46,7 @@ impl Run<'_> {
 ///
 /// # Errors
 /// [`Error::Schema`] with its words.
-async fn archive(
+pub(in crate::snapshot) async fn archive(
     ctx: &Context,
     source: &Target,
     tools: &Tools,
