@@ -4,6 +4,7 @@
 
 mod line;
 mod source;
+mod store;
 
 use std::time::SystemTime;
 
@@ -13,7 +14,6 @@ use crate::engine::{self, DockerEngine};
 use crate::error::Error;
 use crate::pg::tools::{Call, Tools};
 use crate::pg::{self, Session};
-use crate::store::{self, Store};
 
 pub use line::{Line, State, text, worst};
 
@@ -31,7 +31,7 @@ pub async fn run(ctx: &Context) -> Vec<Line> {
     } else {
         lines.extend(own_server(ctx).await);
     }
-    lines.extend(store(ctx).await);
+    lines.extend(store::look(ctx).await);
     lines
 }
 
@@ -147,34 +147,6 @@ async fn tools(ctx: &Context, tools: &Tools) -> Line {
         }
         Err(error) => Line::error("tools", &error.into()),
     }
-}
-
-/// Lists, writes, reads back and removes an object.
-async fn store(ctx: &Context) -> Vec<Line> {
-    let store = match Store::open(ctx).await {
-        Ok(store) => store,
-        Err(error) => return vec![Line::error("store", &error.into())],
-    };
-    let state = |level| match level {
-        store::Level::Ok => State::Ok,
-        store::Level::Warn => State::Warn,
-        store::Level::Fail => State::Fail,
-    };
-    let probe = store.probe().await;
-    let mut lines: Vec<Line> = probe
-        .lines
-        .into_iter()
-        .map(|line| Line {
-            check: "store",
-            state: state(line.level),
-            text: line.text,
-            fix: line.fix,
-        })
-        .collect();
-    // Ages of snapshots are told by the two; a store that refuses for it has said so above.
-    let clock = probe.ahead_seconds.map(|ahead| clock_line("the store's", ahead));
-    lines.extend(clock.map(|line| Line { state: line.state.min(State::Warn), ..line }));
-    lines
 }
 
 /// A server that somebody else runs: the source of snapshots, or a place to build databases in.

@@ -23,7 +23,7 @@ pub enum Error {
     NoCredentials { store: String, reason: String },
     /// `action` is the IAM action that was needed.
     #[error("{endpoint} denies `{action}` on `{name}`: {reason}")]
-    Denied { endpoint: String, action: &'static str, name: String, reason: String },
+    Denied { endpoint: String, action: String, name: String, reason: String },
     #[error("cannot reach {endpoint}: {reason}")]
     Unreachable { endpoint: String, reason: String },
     #[error("this machine's clock and that of {endpoint} differ too much: {reason}")]
@@ -80,6 +80,9 @@ impl Error {
                 "set `AWS_PROFILE`, or `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`".to_owned(),
                 "or log in: `aws sso login`".to_owned(),
             ],
+            Self::Denied { action, .. } if action.starts_with("kms:") => vec![format!(
+                "allow `{action}` on the key that the bucket is encrypted with, in its policy or in IAM"
+            )],
             Self::Denied { action, .. } => {
                 vec![format!("allow `{action}` on the store in the IAM policy or bucket policy")]
             }

@@ -9,6 +9,7 @@
 pub mod cache;
 mod dir;
 mod error;
+mod probe;
 mod s3;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use crate::config::StoreConfig;
 use crate::context::Context;
 
 pub use error::Error;
+pub use probe::{Access, CHUNKS, MARKS, Probe, Right, SNAPSHOTS};
 
 /// A place for objects.
 pub enum Store {
@@ -43,32 +45,6 @@ pub enum Put {
     /// The name was taken: by the same object for [`Store::put`], by another one for
     /// [`Store::put_new`].
     Exists,
-}
-
-/// What [`Store::probe`] found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Probe {
-    pub lines: Vec<ProbeLine>,
-    /// How many seconds our clock is before the store's; `None` when nothing was written.
-    pub ahead_seconds: Option<f64>,
-}
-
-/// One finding of [`Store::probe`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct ProbeLine {
-    pub level: Level,
-    /// What was tried and what came of it.
-    pub text: String,
-    /// What to do about it.
-    pub fix: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    Ok,
-    Warn,
-    Fail,
 }
 
 impl Store {
@@ -108,10 +84,21 @@ impl Store {
             Self::Dir(dir) => dir.list(prefix).await?,
             Self::S3(s3) => s3.list(prefix).await?,
         };
-        entries.retain(|entry| check_name(&entry.name).is_ok() && entry.name.starts_with(prefix));
+        entries.retain(|entry| is_ours(&entry.name) && entry.name.starts_with(prefix));
         entries.sort();
         entries.dedup_by(|left, right| left.name == right.name);
         Ok(entries)
+    }
+
+    /// Some object whose name begins with `prefix`, if there is one; names are not looked at.
+    ///
+    /// # Errors
+    /// As of [`Store::list`].
+    async fn first(&self, prefix: &str) -> Result<Option<Entry>, Error> {
+        match self {
+            Self::Dir(dir) => dir.list(prefix).await.map(|mut entries| entries.pop()),
+            Self::S3(s3) => s3.first(prefix).await,
+        }
     }
 
     /// The whole object, if it is no larger than `limit`.
@@ -197,6 +184,19 @@ impl Store {
         }
     }
 
+    /// As [`Store::put_new`]; says as well why the object has no tags, where the store has such.
+    async fn put_tagged(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        tags: &[(String, String)],
+    ) -> Result<(Put, Option<Error>), Error> {
+        match self {
+            Self::Dir(dir) => dir.put_new(name, bytes).await.map(|put| (put, None)),
+            Self::S3(s3) => s3.put_tagged(name, bytes, tags).await,
+        }
+    }
+
     /// Removes the object; that there is none is fine.
     ///
     /// # Errors
@@ -208,104 +208,11 @@ impl Store {
             Self::S3(s3) => s3.delete(name).await,
         }
     }
-
-    /// For `doctor`: tries listing, writing, reading, writing again without overwriting, removing.
-    pub async fn probe(&self) -> Probe {
-        let mut lines = Vec::new();
-        let mut ahead_seconds = None;
-        match self.list("snapshots/").await {
-            Ok(entries) => {
-                let text = format!("{} lists, {} manifests", self.describe(), entries.len());
-                lines.push(ProbeLine { level: Level::Ok, text, fix: None });
-            }
-            Err(error) => {
-                lines.push(failed(Level::Fail, &error));
-                return Probe { lines, ahead_seconds };
-            }
-        }
-        let name = format!("probe/{:016x}", rand::random::<u64>());
-        let made = match self {
-            Self::Dir(dir) => dir.missing_folders(&name),
-            Self::S3(_) => Vec::new(),
-        };
-        self.probe_write(&name, &mut lines, &mut ahead_seconds).await;
-        for folder in made {
-            // One that another run has begun to use is not empty, and stays.
-            let _ = std::fs::remove_dir(folder);
-        }
-        Probe { lines, ahead_seconds }
-    }
-
-    async fn probe_write(
-        &self,
-        name: &str,
-        lines: &mut Vec<ProbeLine>,
-        ahead_seconds: &mut Option<f64>,
-    ) {
-        let before = Timestamp::now();
-        let ok = |text: &str| ProbeLine { level: Level::Ok, text: text.to_owned(), fix: None };
-        let tags = [("purpose".to_owned(), "probe".to_owned())];
-        match self.put_new(name, Bytes::from_static(b"seedbed probe"), &tags).await {
-            Ok(Put::Created) => lines.push(ok("an object can be written")),
-            Ok(Put::Exists) => lines.push(ok("an object was there already")),
-            // Whoever only restores needs no right to write.
-            Err(error) => return lines.push(failed(Level::Warn, &error)),
-        }
-        let after = Timestamp::now();
-        let written = self.list(name).await.ok().and_then(|entries| entries.first()?.modified);
-        *ahead_seconds = written.map(|written| ahead(before, after, written));
-        match self.get(name, 1024).await {
-            Ok(bytes) if bytes == "seedbed probe" => lines.push(ok("it reads back")),
-            Ok(_) => lines.push(ProbeLine {
-                level: Level::Fail,
-                text: "it reads back with other bytes".to_owned(),
-                fix: Some("ask whoever runs the store: it changes what is stored".to_owned()),
-            }),
-            // The job that writes snapshots needs no right to read any.
-            Err(error @ Error::Denied { .. }) => lines.push(ProbeLine {
-                level: Level::Warn,
-                text: format!("snapshots can be made and not restored: {error}"),
-                fix: error.hints().into_iter().next(),
-            }),
-            Err(error) => lines.push(failed(Level::Fail, &error)),
-        }
-        match self.put_new(name, Bytes::from_static(b"another object"), &[]).await {
-            // Only a refused put goes on to read what is there, which this account may not.
-            Ok(Put::Exists) | Err(Error::Denied { action: s3::READ, .. }) => {
-                lines.push(ok("an object that is there is not overwritten"));
-            }
-            Ok(Put::Created) => lines.push(ProbeLine {
-                level: Level::Warn,
-                text: "the store overwrites although told not to (If-None-Match); unique names \
-                       make that harmless"
-                    .to_owned(),
-                fix: None,
-            }),
-            Err(error) => lines.push(failed(Level::Warn, &error)),
-        }
-        if let Err(error) = self.delete(name).await {
-            // A writer of snapshots needs no right to remove any.
-            lines.push(ProbeLine {
-                level: Level::Ok,
-                text: format!("`{name}` stays behind: {error}"),
-                fix: None,
-            });
-        }
-    }
 }
 
-/// How many seconds our clock is before one that said `written` while ours went from `before` to
-/// `after`. Stores tell whole seconds.
-fn ahead(before: Timestamp, after: Timestamp, written: Timestamp) -> f64 {
-    if written > after {
-        -written.duration_since(after).as_secs_f64()
-    } else {
-        (before.duration_since(written).as_secs_f64() - 1.0).max(0.0)
-    }
-}
-
-fn failed(level: Level, error: &Error) -> ProbeLine {
-    ProbeLine { level, text: error.to_string(), fix: error.hints().into_iter().next() }
+/// Whether a listing shows it.
+fn is_ours(name: &str) -> bool {
+    check_name(name).is_ok() && !probe::is_probe(name)
 }
 
 /// Longer names are refused: S3 ends at 1024 bytes, and a prefix comes before ours.
@@ -330,19 +237,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
-    use super::{ahead, check_name};
-
-    #[test]
-    fn a_clock_agrees_with_one_that_it_encloses() {
-        let at = |second| Timestamp::from_second(second).expect("a time");
-        let table = [(100, 102, 101, 0.0), (100, 102, 99, 0.0), (100, 102, 40, 59.0)];
-        for (before, after, written, expected) in table {
-            assert_eq!(ahead(at(before), at(after), at(written)), expected, "{written}");
-        }
-        assert_eq!(ahead(at(100), at(102), at(3702)), -3600.0);
-    }
+    use super::check_name;
 
     #[test]
     fn only_names_of_our_own_pattern_pass() {

@@ -18,8 +18,9 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::ServerSideEncryption;
+use aws_sdk_s3::types::{Object, ServerSideEncryption};
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 use secrecy::ExposeSecret;
@@ -79,6 +80,10 @@ struct Call<'a> {
     name: &'a str,
 }
 
+fn list_call(prefix: &str) -> Call<'_> {
+    Call { what: "list", action: "s3:ListBucket", name: prefix }
+}
+
 impl S3 {
     /// `stall`: after which time without an answer a request is sent again.
     pub(super) async fn open(
@@ -114,28 +119,12 @@ impl S3 {
     }
 
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<Entry>, Error> {
-        let call = Call { what: "list", action: "s3:ListBucket", name: prefix };
+        let call = list_call(prefix);
         let mut entries = Vec::new();
         let mut token: Option<String> = None;
         loop {
-            let page = self
-                .client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .prefix(self.key(prefix))
-                .set_continuation_token(token.clone())
-                .send()
-                .await
-                .map_err(|error| self.words(&error, &call))?;
-            for object in page.contents() {
-                let Some(name) = object.key().and_then(|key| key.strip_prefix(&self.prefix)) else {
-                    continue;
-                };
-                let size = u64::try_from(object.size().unwrap_or_default()).unwrap_or_default();
-                let modified =
-                    object.last_modified().and_then(|at| jiff::Timestamp::new(at.secs(), 0).ok());
-                entries.push(Entry { name: name.to_owned(), size, modified });
-            }
+            let page = self.page(&call, token.clone(), None).await?;
+            entries.extend(page.contents().iter().filter_map(|object| self.entry(object)));
             let next = page.next_continuation_token().map(str::to_owned);
             match next {
                 // An empty page may have a successor; the same token again would never end.
@@ -151,6 +140,38 @@ impl S3 {
                 None => return Ok(entries),
             }
         }
+    }
+
+    /// Some object of a listing.
+    pub(super) async fn first(&self, prefix: &str) -> Result<Option<Entry>, Error> {
+        let page = self.page(&list_call(prefix), None, Some(1)).await?;
+        Ok(page.contents().iter().find_map(|object| self.entry(object)))
+    }
+
+    async fn page(
+        &self,
+        call: &Call<'_>,
+        token: Option<String>,
+        at_most: Option<i32>,
+    ) -> Result<ListObjectsV2Output, Error> {
+        self.client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(self.key(call.name))
+            .set_continuation_token(token)
+            .set_max_keys(at_most)
+            .send()
+            .await
+            .map_err(|error| self.words(&error, call))
+    }
+
+    /// `None` for an object outside of our prefix.
+    fn entry(&self, object: &Object) -> Option<Entry> {
+        let name = object.key()?.strip_prefix(&self.prefix)?.to_owned();
+        let size = u64::try_from(object.size().unwrap_or_default()).unwrap_or_default();
+        let modified =
+            object.last_modified().and_then(|at| jiff::Timestamp::new(at.secs(), 0).ok());
+        Some(Entry { name, size, modified })
     }
 
     pub(super) async fn get(&self, name: &str, limit: u64) -> Result<Bytes, Error> {
@@ -314,6 +335,36 @@ impl S3 {
         bytes: Bytes,
         tags: &[(String, String)],
     ) -> Result<Put, Error> {
+        let (put, untagged) = self.put_tagged(name, bytes, tags).await?;
+        match untagged {
+            Some(error @ Error::Denied { .. }) => {
+                self.report.note(format!("`{name}` gets no tags: {error}"));
+            }
+            Some(error) => self.report.detail(format!("`{name}` gets no tags: {error}")),
+            None => {}
+        }
+        Ok(put)
+    }
+
+    /// As [`S3::put_new`]; says as well why the object has no tags.
+    pub(super) async fn put_tagged(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        tags: &[(String, String)],
+    ) -> Result<(Put, Option<Error>), Error> {
+        let mut untagged = None;
+        let put = self.put_if_free(name, bytes, tags, &mut untagged).await?;
+        Ok((put, untagged))
+    }
+
+    async fn put_if_free(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        tags: &[(String, String)],
+        untagged: &mut Option<Error>,
+    ) -> Result<Put, Error> {
         let call = Call { what: "write", action: "s3:PutObject", name };
         let mut tags = Some(tagging(tags)).filter(|tags| !tags.is_empty());
         let mut conditional = true;
@@ -338,8 +389,8 @@ impl S3 {
                 continue;
             }
             if tags.is_some() && refusal.is_about_tags() {
-                let why = refusal.words();
-                self.report.detail(format!("`{name}` gets no tags: {} says {why}", self.endpoint));
+                let tag = Call { what: "tag", action: "s3:PutObjectTagging", name };
+                *untagged = Some(self.words(&error, &tag));
                 tags = None;
                 continue;
             }
@@ -503,13 +554,26 @@ impl S3 {
                 Error::Missing { store: self.describe(), name: call.name.to_owned() }
             }
             ("AccessDenied" | "AllAccessDisabled" | "AccountProblem", _) | (_, 403) => {
-                let (action, name) = (call.action, format!("{}{}", self.prefix, call.name));
+                let name = format!("{}{}", self.prefix, call.name);
+                let action = denied_action(&refusal.message).unwrap_or(call.action).to_owned();
                 Error::Denied { endpoint, action, name, reason }
             }
             ("ResponseNotReadable", _) => Error::Unreachable { endpoint, reason },
             _ => self.refused(call, reason),
         }
     }
+}
+
+/// The action that a denial names: the call's own, or one of KMS that S3 asks for by the way.
+fn denied_action(message: &str) -> Option<&str> {
+    // What S3 says of another account's key.
+    if message.contains("ciphertext refers to a customer master key") {
+        return Some("kms:Decrypt");
+    }
+    let (_, named) = message.split_once("not authorized to perform: ")?;
+    let end = named.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != ':');
+    let action = &named[..end.unwrap_or(named.len())];
+    action.contains(':').then_some(action)
 }
 
 /// What came back for a put.
@@ -693,7 +757,29 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::tagging;
+    use super::{denied_action, tagging};
+
+    #[test]
+    fn a_denial_may_name_the_action_of_a_key() {
+        let table = [
+            ("Access Denied", None),
+            (
+                "User: arn:aws:iam::1:user/a is not authorized to perform: kms:GenerateDataKey on \
+                 resource: arn:aws:kms:eu-central-1:1:key/2 because no identity-based policy allows it",
+                Some("kms:GenerateDataKey"),
+            ),
+            ("x is not authorized to perform: s3:PutObject", Some("s3:PutObject")),
+            ("x is not authorized to perform: this", None),
+            (
+                "The ciphertext refers to a customer master key that does not exist, does not exist \
+                 in this region, or you are not allowed to access.",
+                Some("kms:Decrypt"),
+            ),
+        ];
+        for (message, action) in table {
+            assert_eq!(denied_action(message), action, "{message}");
+        }
+    }
 
     #[test]
     fn tags_hold_only_what_s3_takes() {

@@ -11,7 +11,9 @@ use seedbed::pg::Target;
 use seedbed::report::Reporter;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{self, Sandbox};
+use crate::harness::fault_proxy::Seen;
+use crate::harness::moto::{Account, Moto, committed_policy};
+use crate::harness::{self, Fault, FaultProxy, Sandbox};
 
 /// A context for the sandbox's project whose database is `target`.
 fn context(sandbox: &Sandbox, target: &Target) -> Context {
@@ -206,5 +208,153 @@ async fn a_store_whose_clock_is_far_off_is_a_warning() {
         let line = line.unwrap_or_else(|| panic!("{lines:?}"));
         assert_eq!(line.state, state, "{line:?}");
         assert_eq!(line.fix.is_some(), state == State::Warn, "{line:?}");
+    }
+}
+
+/// What `doctor` says about a store, in an environment that is protected or not.
+async fn about_store(protected: bool, section: &str) -> Vec<Line> {
+    let sandbox = Sandbox::new();
+    sandbox.write("conf/only.toml", format!("protected = {protected}\n{section}"));
+    let lines = doctor::run(&context(&sandbox, &harness::server().admin)).await;
+    lines.into_iter().filter(|line| line.check == "store").collect()
+}
+
+const DENIED: &str = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+const NO_DATA_KEY: &str = "<Error><Code>AccessDenied</Code><Message>User: arn:aws:iam::1:user/job is \
+    not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:eu-central-1:1:key/2 \
+    because no identity-based policy allows the kms:GenerateDataKey action</Message></Error>";
+const NO_DECRYPT: &str = "<Error><Code>AccessDenied</Code><Message>User: arn:aws:iam::1:user/dev is \
+    not authorized to perform: kms:Decrypt on resource: arn:aws:kms:eu-central-1:1:key/2 because no \
+    identity-based policy allows the kms:Decrypt action</Message></Error>";
+
+fn lists(seen: &Seen, below: &str) -> bool {
+    seen.method == "GET" && seen.path.contains(&format!("prefix=team%2F{below}%2F"))
+}
+
+fn touches(seen: &Seen, method: &str, below: &str) -> bool {
+    seen.method == method && seen.path.contains(&format!("/team/{below}/"))
+}
+
+#[tokio::test]
+async fn each_right_that_a_journey_needs_is_named_where_it_is_missing() {
+    let Some(moto) = harness::moto() else { return };
+    let bucket = harness::unique("rights").replace('_', "-");
+    moto.create_bucket(&bucket).await;
+    let anybody =
+        Account { access_key_id: "anybody".to_owned(), secret_access_key: "anything".to_owned() };
+    let section = moto.store_section(&bucket, "team", &anybody);
+    for protected in [false, true] {
+        let lines = about_store(protected, &section).await;
+        assert_eq!(doctor::worst(&lines), State::Ok, "{lines:?}");
+        let ready = lines.iter().filter(|line| line.text.ends_with(": every right is there"));
+        assert_eq!(ready.count(), 3, "{lines:?}");
+    }
+
+    const RESTORE: &str = "`up`, `reset`, `seed`, `ci`";
+    const CREATE: &str = "`snapshot create`";
+    const PROVE: &str = "`snapshot create --prove`";
+    const PRUNE: &str = "`snapshot prune`, `snapshot delete`";
+    const DEV: bool = false;
+    const PROD: bool = true;
+    type Denies = fn(&Seen) -> bool;
+    let list: Denies = |seen| lists(seen, "snapshots");
+    let list_chunks: Denies = |seen| lists(seen, "chunks");
+    let list_marks: Denies = |seen| lists(seen, "prune");
+    let read: Denies = |seen| touches(seen, "GET", "snapshots");
+    let read_chunks: Denies = |seen| touches(seen, "GET", "chunks");
+    let read_marks: Denies = |seen| touches(seen, "GET", "prune");
+    let write: Denies = |seen| seen.method == "PUT";
+    let write_manifest: Denies = |seen| touches(seen, "PUT", "snapshots");
+    let write_marks: Denies = |seen| touches(seen, "PUT", "prune");
+    let tag: Denies = |seen| seen.headers.contains_key("x-amz-tagging");
+    let remove: Denies = |seen| seen.method == "DELETE";
+    let table = [
+        (list, DENIED, DEV, "s3:ListBucket", State::Fail, [RESTORE, CREATE, PRUNE].join(", ")),
+        (list_chunks, DENIED, PROD, "s3:ListBucket", State::Fail, [CREATE, PRUNE].join(", ")),
+        (list_marks, DENIED, PROD, "s3:ListBucket", State::Fail, [CREATE, PRUNE].join(", ")),
+        (read, DENIED, DEV, "s3:GetObject", State::Fail, [RESTORE, CREATE, PRUNE].join(", ")),
+        (read, DENIED, PROD, "s3:GetObject", State::Fail, [RESTORE, CREATE, PRUNE].join(", ")),
+        (read_chunks, DENIED, DEV, "s3:GetObject", State::Fail, [RESTORE, PROVE].join(", ")),
+        (read_chunks, DENIED, PROD, "s3:GetObject", State::Ok, [RESTORE, PROVE].join(", ")),
+        (read_marks, DENIED, PROD, "s3:GetObject", State::Fail, [CREATE, PRUNE].join(", ")),
+        (write, DENIED, DEV, "s3:PutObject", State::Warn, CREATE.to_owned()),
+        (write, DENIED, PROD, "s3:PutObject", State::Fail, CREATE.to_owned()),
+        (write, DENIED, PROD, "s3:PutObject", State::Ok, PRUNE.to_owned()),
+        (write_manifest, DENIED, PROD, "s3:PutObject", State::Fail, CREATE.to_owned()),
+        (write_marks, DENIED, PROD, "s3:PutObject", State::Ok, PRUNE.to_owned()),
+        (tag, DENIED, PROD, "s3:PutObjectTagging", State::Warn, CREATE.to_owned()),
+        (remove, DENIED, PROD, "s3:DeleteObject", State::Ok, PRUNE.to_owned()),
+        (write, NO_DATA_KEY, PROD, "kms:GenerateDataKey", State::Fail, CREATE.to_owned()),
+        (read, NO_DECRYPT, PROD, "kms:Decrypt", State::Fail, [RESTORE, CREATE, PRUNE].join(", ")),
+        (read_chunks, NO_DECRYPT, DEV, "kms:Decrypt", State::Fail, [RESTORE, PROVE].join(", ")),
+    ];
+    for (denies, body, protected, action, state, needed_by) in table {
+        let proxy = FaultProxy::start(&moto.endpoint, move |seen| {
+            if denies(seen) { Fault::Answer { status: 403, body } } else { Fault::Pass }
+        });
+        let section = section.replace(&moto.endpoint, &proxy.endpoint());
+        let lines = about_store(protected, &section).await;
+        let told = lines.iter().find(|line| {
+            line.text.contains(&format!(" denies `{action}` on `"))
+                && line.text.ends_with(&format!("; needed by {needed_by}"))
+        });
+        let told = told.unwrap_or_else(|| panic!("{action}, {needed_by}: {lines:#?}"));
+        assert_eq!(told.state, state, "{told:?}");
+        assert!(doctor::worst(&lines) >= state, "{lines:?}");
+        let fix = told.fix.as_deref().unwrap_or_default();
+        assert_eq!(
+            fix.starts_with(&format!("allow `{action}` on ")),
+            state != State::Ok,
+            "{told:?}"
+        );
+        // What works is not called into doubt by what does not.
+        let others = lines.iter().filter(|line| line.text.contains(" denies "));
+        assert!(others.clone().all(|line| line.text.contains(action)), "{lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn the_committed_policies_are_enough_for_their_part_and_each_of_their_actions_is_missed() {
+    let Some(moto) = Moto::start() else { return };
+    moto.create_bucket("acme-snapshots").await;
+    let mut cases = Vec::new();
+    for (file, protected, actions) in [
+        ("reader-policy.json", false, ["s3:GetObject", "s3:ListBucket"].as_slice()),
+        (
+            "writer-policy.json",
+            true,
+            &["s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:PutObjectTagging"],
+        ),
+    ] {
+        let account =
+            moto.account(&format!("whole-{protected}"), &committed_policy(file, &[])).await;
+        cases.push((protected, None, account));
+        for action in actions {
+            let name = format!("{}-{protected}", action.replace(':', "-"));
+            let account = moto.account(&name, &committed_policy(file, &[action])).await;
+            cases.push((protected, Some(*action), account));
+        }
+    }
+    moto.demand_credentials().await;
+    for (protected, missing, account) in cases {
+        let section = moto.store_section("acme-snapshots", "factory", &account);
+        let lines = about_store(protected, &section).await;
+        let part = if protected { "`snapshot create`" } else { "`up`, `reset`, `seed`, `ci`" };
+        let ready = format!("{part}: every right is there");
+        let is_ready = lines.iter().any(|line| line.text == ready);
+        assert_eq!(is_ready, missing.is_none(), "{missing:?}: {lines:#?}");
+        let worst = doctor::worst(&lines);
+        match missing {
+            // A reader is told that it takes no snapshots; the writer's part is whole.
+            None => {
+                assert_eq!(worst, if protected { State::Ok } else { State::Warn }, "{lines:#?}")
+            }
+            Some("s3:PutObjectTagging") => assert_eq!(worst, State::Warn, "{lines:#?}"),
+            Some(action) => {
+                assert_eq!(worst, State::Fail, "{lines:#?}");
+                let failed = lines.iter().filter(|line| line.state == State::Fail);
+                assert!(failed.clone().all(|line| line.text.contains(action)), "{lines:#?}");
+            }
+        }
     }
 }

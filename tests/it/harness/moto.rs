@@ -91,6 +91,15 @@ impl Moto {
         answer.text().await.expect("XML is text")
     }
 
+    /// The `[store]` section of a configuration file that means `bucket` under `prefix`, as `account`.
+    pub fn store_section(&self, bucket: &str, prefix: &str, account: &Account) -> String {
+        format!(
+            "[store]\nurl = \"s3://{bucket}/{prefix}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\n\
+             path_style = true\naccess_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
+            self.endpoint, account.access_key_id, account.secret_access_key
+        )
+    }
+
     /// A new account that may do what `policy`, a document of IAM, allows.
     pub async fn account(&self, name: &str, policy: &str) -> Account {
         self.iam(&[("Action", "CreateUser"), ("UserName", name)]).await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use camino::Utf8PathBuf;
 use futures_util::{StreamExt, TryStreamExt, future, stream};
 use seedbed::config::{Checksums, S3Config, StoreConfig};
-use seedbed::store::{Entry, Error, Level, Put, Store};
+use seedbed::store::{Entry, Error, Put, Store};
 
 use super::{Told, chunk_name, create, folder, noise, open, open_s3, open_with};
 use crate::harness::{self, Fault, FaultProxy, Moto, S3Server};
@@ -253,9 +253,9 @@ async fn names_that_point_elsewhere_are_refused(store: &Store) {
 async fn it_can_be_probed_and_nothing_stays(store: &Store) {
     let probe = store.probe().await;
     assert!(probe.ahead_seconds.is_some_and(|seconds| seconds.abs() < 5.0), "{probe:?}");
-    let lines = probe.lines;
-    assert!(lines.iter().all(|line| line.level == Level::Ok), "{lines:?}");
-    assert!(lines.iter().any(|line| line.text.contains("not overwritten")), "{lines:?}");
+    assert!(probe.accesses.iter().all(|access| access.result.is_ok()), "{probe:?}");
+    assert_eq!((probe.reads_back, probe.keeps), (Some(true), Some(true)), "{probe:?}");
+    assert_eq!(probe.left, Vec::<String>::new());
     assert_eq!(names(store, "").await, Vec::<String>::new());
 }
 
@@ -264,7 +264,8 @@ async fn a_probed_folder_is_left_as_it_was() {
     let dir = folder();
     let root = Utf8PathBuf::from_path_buf(dir.path().join("store")).expect("UTF-8");
     let store = open(StoreConfig::Dir(root.clone())).await;
-    assert!(store.probe().await.lines.iter().all(|line| line.level == Level::Ok));
+    let probe = store.probe().await;
+    assert!(probe.accesses.iter().all(|access| access.result.is_ok()), "{probe:?}");
     assert!(!root.exists(), "it was not there before");
 
     create(&store, "chunks/aa/aa", Bytes::from_static(b"x")).await;
