@@ -180,6 +180,7 @@ fn store(settings: &Settings<'_>) -> Result<StoreConfig, Error> {
             hint: None,
         });
     }
+    let sse = encryption(settings)?;
     let Some(rest) = text.strip_prefix("s3://") else {
         return match text.split_once("://") {
             Some(("file", path)) if path.starts_with('/') => {
@@ -210,9 +211,31 @@ fn store(settings: &Settings<'_>) -> Result<StoreConfig, Error> {
             Some("required_only") => Checksums::RequiredOnly,
             _ => Checksums::Auto,
         },
-        sse: settings.choice("store.sse")?.map(str::to_owned),
+        sse,
         kms_key_id: settings.text("store.kms_key_id")?,
+        kms_bucket_key: match settings.text(KMS_BUCKET_KEY)? {
+            Some(_) => Some(settings.flag(KMS_BUCKET_KEY)?),
+            None => None,
+        },
     }))
+}
+
+const KMS_BUCKET_KEY: &str = "store.kms_bucket_key";
+
+/// What objects are encrypted with; what only KMS has needs KMS.
+fn encryption(settings: &Settings<'_>) -> Result<Option<String>, Error> {
+    let sse = settings.choice("store.sse")?.map(str::to_owned);
+    for key in ["store.kms_key_id", KMS_BUCKET_KEY] {
+        if sse.as_deref() != Some("aws:kms") && settings.text(key)?.is_some() {
+            return Err(Error::Value {
+                place: settings.place(key),
+                key: key.to_owned(),
+                reason: "it needs `store.sse = \"aws:kms\"` beside it".to_owned(),
+                hint: None,
+            });
+        }
+    }
+    Ok(sse)
 }
 
 fn migrate(settings: &Settings<'_>, environment: &str) -> Result<MigrateConfig, Error> {

@@ -187,6 +187,8 @@ pub struct S3Config {
     /// Server-side encryption: `AES256`, `aws:kms`.
     pub sse: Option<String>,
     pub kms_key_id: Option<String>,
+    /// `None`: as the bucket says.
+    pub kms_bucket_key: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

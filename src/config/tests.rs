@@ -554,3 +554,25 @@ fn a_file_that_is_no_text_is_named() {
     let broken = Project::new(&[("conf/dev.toml", "a = ")]);
     assert!(broken.error().starts_with("read `conf/dev.toml:1`: "), "{}", broken.error());
 }
+
+#[test]
+fn encryption_that_the_store_cannot_ask_for_is_refused() {
+    let store = |text: &str| {
+        Project::new(&[("conf/dev.toml", &format!("[store]\nurl = \"s3://b/p\"\n{text}"))])
+    };
+    let table = [
+        ("sse = \"foo\"", "one of `AES256`, `aws:kms`"),
+        ("kms_key_id = \"1234\"", "it needs `store.sse = \"aws:kms\"` beside it"),
+        ("sse = \"AES256\"\nkms_key_id = \"1\"", "it needs `store.sse = \"aws:kms\"` beside it"),
+        ("kms_bucket_key = true", "it needs `store.sse = \"aws:kms\"` beside it"),
+        ("sse = \"aws:kms\"\nkms_bucket_key = \"yes\"", "`true` or `false`"),
+    ];
+    for (text, reason) in table {
+        let error = store(text).error();
+        assert!(error.contains(reason) && error.contains("conf/dev.toml"), "{text}: {error}");
+    }
+    let whole = "sse = \"aws:kms\"\nkms_key_id = \"1\"\nkms_bucket_key = true";
+    let StoreConfig::S3(config) = store(whole).config().store else { panic!("a bucket") };
+    assert_eq!(config.sse.as_deref(), Some("aws:kms"));
+    assert_eq!((config.kms_key_id.as_deref(), config.kms_bucket_key), (Some("1"), Some(true)));
+}

@@ -68,6 +68,7 @@ pub struct S3 {
     stall: Duration,
     encryption: Option<ServerSideEncryption>,
     kms_key_id: Option<String>,
+    kms_bucket_key: Option<bool>,
     /// HEAD was denied: this role may write and list, but not read what it writes.
     blind: AtomicBool,
     report: Reporter,
@@ -109,6 +110,7 @@ impl S3 {
             stall,
             encryption: config.sse.as_deref().map(ServerSideEncryption::from),
             kms_key_id: config.kms_key_id.clone(),
+            kms_bucket_key: config.kms_bucket_key,
             blind: AtomicBool::new(false),
             report,
         })
@@ -485,6 +487,7 @@ impl S3 {
             .set_tagging(tags.map(str::to_owned))
             .set_server_side_encryption(self.encryption.clone())
             .set_ssekms_key_id(self.kms_key_id.clone())
+            .set_bucket_key_enabled(self.kms_bucket_key)
             .body(ByteStream::from(bytes))
             .customize()
             .config_override(aws_sdk_s3::config::Builder::new().timeout_config(timeouts))

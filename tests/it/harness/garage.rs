@@ -94,6 +94,7 @@ impl Garage {
             checksums: Checksums::Auto,
             sse: None,
             kms_key_id: None,
+            kms_bucket_key: None,
         }
     }
 

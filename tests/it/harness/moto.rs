@@ -91,6 +91,16 @@ impl Moto {
         answer.text().await.expect("XML is text")
     }
 
+    /// What the server says of an object.
+    pub async fn headers(&self, bucket: &str, key: &str) -> reqwest::header::HeaderMap {
+        let request = reqwest::Client::new()
+            .head(format!("{}/{bucket}/{key}", self.endpoint))
+            .header("authorization", format!("{SIGNED_FOR}s3/aws4_request"));
+        let answer = request.send().await.expect("the server answers");
+        assert!(answer.status().is_success(), "{key}: {answer:?}");
+        answer.headers().clone()
+    }
+
     /// The `[store]` section of a configuration file that means `bucket` under `prefix`, as `account`.
     pub fn store_section(&self, bucket: &str, prefix: &str, account: &Account) -> String {
         format!(
@@ -160,6 +170,7 @@ impl Moto {
             checksums: seedbed::config::Checksums::Auto,
             sse: None,
             kms_key_id: None,
+            kms_bucket_key: None,
         }
     }
 }

@@ -115,6 +115,7 @@ impl S3Server {
             checksums: seedbed::config::Checksums::Auto,
             sse: None,
             kms_key_id: None,
+            kms_bucket_key: None,
         }
     }
 }

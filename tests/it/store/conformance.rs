@@ -396,3 +396,64 @@ async fn checksums_and_path_style_are_what_the_configuration_says() {
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert!(error.to_string().starts_with("cannot reach http://store.invalid"), "{error}");
 }
+
+#[tokio::test]
+async fn encryption_is_asked_for_with_each_write() {
+    let Some(moto) = harness::moto() else { return };
+    let bucket = harness::unique("encrypted").replace('_', "-");
+    moto.create_bucket(&bucket).await;
+    let names = ["", "-aws-kms-key-id", "-bucket-key-enabled"];
+    let names = names.map(|name| format!("x-amz-server-side-encryption{name}"));
+    let (headers, seen) = std::sync::mpsc::channel();
+    let headers = std::sync::Mutex::new(headers);
+    let proxy = FaultProxy::start(&moto.endpoint, {
+        let names = names.clone();
+        move |seen| {
+            if seen.method == "PUT" {
+                let header =
+                    |name: &String| Some(seen.headers.get(name)?.to_str().ok()?.to_owned());
+                let sender = headers.lock().expect("one thread");
+                sender.send(names.each_ref().map(header)).expect("the test listens");
+            }
+            Fault::Pass
+        }
+    });
+    let key = "arn:aws:kms:us-east-1:123456789012:key/5cf7a36c-1c8a-4d6b-9c0b-0f9f1a9bd1c0";
+    let settings = [
+        (None, None, None),
+        (Some("AES256"), None, None),
+        (Some("aws:kms"), None, None),
+        (Some("aws:kms"), Some(key), Some(true)),
+    ];
+    for (number, (sse, kms_key_id, kms_bucket_key)) in settings.into_iter().enumerate() {
+        let config = S3Config {
+            endpoint: Some(proxy.endpoint()),
+            sse: sse.map(str::to_owned),
+            kms_key_id: kms_key_id.map(str::to_owned),
+            kms_bucket_key,
+            ..moto.config(&bucket, &format!("team{number}"))
+        };
+        let store = open_s3(config).await;
+        let body = Bytes::from_static(b"x");
+        create(&store, "chunks/aa/aa", body.clone()).await;
+        store.put_again("chunks/aa/aa", body.clone()).await.expect("put");
+        let tags = [("a".to_owned(), "b".to_owned())];
+        let put = store.put_new("snapshots/x.json", body.clone(), &tags).await;
+        assert_eq!(put.expect("put"), Put::Created);
+        assert_eq!(store.get("chunks/aa/aa", 10).await.expect("got"), body);
+        let probe = store.probe().await;
+        assert!(probe.accesses.iter().all(|access| access.result.is_ok()), "{probe:?}");
+
+        let bucket_key = kms_bucket_key.map(|enabled| enabled.to_string());
+        let wanted = [sse.map(str::to_owned), kms_key_id.map(str::to_owned), bucket_key];
+        let sent: Vec<_> = seen.try_iter().collect();
+        // Three of ours, three of the probe's and one that is to meet an object.
+        assert_eq!(sent, vec![wanted.clone(); 7], "{sse:?}");
+        for name in ["chunks/aa/aa", "snapshots/x.json"] {
+            let held = moto.headers(&bucket, &format!("team{number}/{name}")).await;
+            let header = |name: &String| Some(held.get(name)?.to_str().ok()?.to_owned());
+            assert_eq!(header(&names[0]), wanted[0], "{name}: {held:?}");
+            assert_eq!(header(&names[1]), wanted[1], "{name}: {held:?}");
+        }
+    }
+}
