@@ -9,6 +9,7 @@
 //! Any SQL error is fatal unless [`tolerated`] knows it; each tolerated one is reported.
 
 mod after;
+mod compression;
 mod error;
 mod extensions;
 mod indexes;
@@ -145,6 +146,7 @@ impl Run<'_> {
 
         let step = report.step("restore tables and functions");
         let archive = Bytes::from(self.joined(&manifest.schema_archive).await?);
+        let archive = self.compressible(&admin, archive).await?;
         let session = self.session(Some(&loader.role)).await?;
         let made_schemas = self.make_extensions(&admin, &session).await?;
         let restore = restore::Restore {

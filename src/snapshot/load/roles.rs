@@ -3,6 +3,7 @@
 use super::super::chunk::sha256;
 use super::{Error, Run, doing};
 use crate::config::Owners;
+use crate::config::keys::quoted;
 use crate::pg::{Session, Target, quote};
 
 impl Run<'_> {
@@ -12,19 +13,28 @@ impl Run<'_> {
         if self.ctx.config.restore.owners == Owners::Keep {
             names.extend(&self.manifest.owners);
         }
-        names.sort();
-        names.dedup();
-        for name in names {
-            let there = admin
-                .query_opt("select from pg_roles where rolname = $1", &[name])
-                .await
-                .map_err(doing("look for roles"))?;
-            if there.is_some() || name.starts_with("pg_") {
-                continue;
-            }
+        let rows = admin
+            .query(
+                "select distinct name
+                 from unnest($1::text[]) name
+                 where not starts_with(name, 'pg_')
+                   and not exists (select from pg_roles where rolname = name)
+                 order by name",
+                &[&names],
+            )
+            .await
+            .map_err(doing("look for roles"))?;
+        let missing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if !missing.is_empty() {
+            self.ctx.report.note(format!(
+                "roles of the source that this server lacks are made without login: {}",
+                quoted(&missing)
+            ));
+        }
+        for name in &missing {
             let role = quote::ident(name);
             match admin.batch(&format!("create role {role} nologin")).await {
-                Ok(()) => self.ctx.report.detail(format!("made role `{name}` without login")),
+                Ok(()) => {}
                 // Somebody else's load made it meanwhile.
                 Err(error) if matches!(error.sqlstate(), Some("42710" | "23505")) => {}
                 Err(error) => return Err(doing(format!("make role `{name}`"))(error)),

@@ -118,6 +118,14 @@ impl Case {
         case
     }
 
+    /// From now on the developer works on `server`.
+    fn moves_to(&mut self, server: &Server) {
+        self.dev_database = patient(server.admin.with_database(&harness::unique("copy")));
+        let word = server.admin.password.as_ref().map_or("", |word| word.expose_secret());
+        self.dev.set("DEV_WORD", word);
+        self.dev.write("conf/dev.toml", environment(&self.dev_database, "DEV_WORD"));
+    }
+
     /// The test itself has changed the source: this is what it holds from now on.
     async fn source_changed(&self) {
         let contents = equality::contents(&self.source.target).await;
@@ -226,7 +234,7 @@ impl Case {
     async fn target_contents(&self) -> Option<Contents> {
         let name = &self.dev_database.database;
         let sql = format!("select count(*) from pg_database where datname = '{name}'");
-        if query_text(&elsewhere().admin, &sql).await == "0" {
+        if query_text(&self.dev_database.with_database("postgres"), &sql).await == "0" {
             return None;
         }
         let mut contents = equality::contents(&self.dev_database).await;

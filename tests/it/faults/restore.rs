@@ -98,6 +98,8 @@ async fn f36_roles_that_are_missing_are_left_out_or_made_without_login() {
     );
     // Only the role that a policy names is needed.
     let run = case.dev(UP, None);
+    let said = format!("this server lacks are made without login: `{}`\n", guest.name);
+    assert!(run.stderr.contains(&said), "{}", run.stderr);
     case.holds(&run, Ended::Reached).await;
     let found = harness::postgres::query_text(target, &roles).await;
     assert_eq!(found, format!("{} false", guest.name));
@@ -107,10 +109,75 @@ async fn f36_roles_that_are_missing_are_left_out_or_made_without_login() {
     case.source_changed().await;
     case.create(None).succeeds();
     let run = case.dev(UP, None);
+    let said = format!("this server lacks are made without login: `{}`\n", owner.name);
+    assert!(run.stderr.contains(&said), "{}", run.stderr);
     case.holds(&run, Ended::Reached).await;
     let found = harness::postgres::query_text(target, &roles).await;
     let mut wanted = [format!("{} false", guest.name), format!("{} false", owner.name)];
     wanted.sort();
     assert_eq!(found, wanted.join(", "));
+    case.restores().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f36_what_only_a_managed_service_has_comes_as_far_as_it_can_and_is_said() {
+    // Its roles own things, its extension has a schema of its own, its settings are unknown here.
+    let sql = format!(
+        "{}
+         create role rdsadmin; create role rds_superuser;
+         create schema rds_jobs authorization rdsadmin;
+         create table rds_jobs.run (run_id int primary key);
+         insert into rds_jobs.run select generate_series(1, 10);
+         alter table rds_jobs.run owner to rdsadmin;
+         create extension hstore with schema rds_jobs;
+         update pg_extension set extname = 'aws_lambda' where extname = 'hstore';
+         alter table note enable row level security;
+         create policy team on note to rds_superuser using (true);
+         do $$ begin
+           execute format('alter database %I set rds.purpose = ''weekly''', current_database());
+         end $$;",
+        super::SHOP
+    );
+    let case = Case::on(harness::server(), &sql, "[restore]\nowners = \"keep\"\n").await;
+    case.create(None).succeeds();
+    let run = case.dev(UP, None);
+    assert!(run.stderr.contains("does not have the extension `aws_lambda`"), "{}", run.stderr);
+    case.holds(&run, Ended::Failed(8)).await;
+    assert_eq!(databases(&case).await, "0", "nothing was made");
+
+    configure(&case.dev, "ignore_extensions = [\"aws_lambda\"]\n");
+    let run = case.dev(UP, None);
+    let said = "made without login: `rds_superuser`, `rdsadmin`\n";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    case.holds(&run, Ended::Reached).await;
+    case.restores().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f36_columns_in_lz4_are_loaded_by_a_server_that_was_built_without_it() {
+    let Some(poor) = harness::Server::start_without_lz4() else { return };
+    let sql = format!(
+        "{}
+         alter table note alter column text set compression lz4;
+         create table packed (\"Odd name\" text compression lz4, other text compression pglz);
+         insert into packed select repeat(md5(n::text), 200), 'x' from generate_series(1, 50) n;
+         create materialized view copied as select text from note;
+         alter materialized view copied alter column text set compression lz4;
+         do $$ begin
+           execute format('alter database %I set default_toast_compression = lz4', current_database());
+         end $$;",
+        super::SHOP
+    );
+    let mut case = Case::on(harness::server(), &sql, "").await;
+    case.create(None).succeeds();
+    case.moves_to(&poor);
+    case.dev.set("PATH", &format!("{}:/usr/bin:/bin", poor.bin_dir.display()));
+    let run = case.dev(UP, None);
+    let said = "this server was built without lz4: `public.copied.text`, `public.note.text`, \
+        `public.packed.\"Odd name\"` will be compressed in its own way";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    let said = "setting `default_toast_compression` is left out";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    case.holds(&run, Ended::Reached).await;
     case.restores().await;
 }

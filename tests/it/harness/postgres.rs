@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use secrecy::{ExposeSecret, SecretString};
 use seedbed::pg::{Session, SimpleQueryMessage, SslMode, Target};
 
-use super::{say, unique, variable, watchdog};
+use super::{require, say, unique, variable, watchdog};
 
 /// The port is free when it is picked and may be taken when the server binds it.
 const PORT_ATTEMPTS: usize = 5;
@@ -39,7 +39,32 @@ pub fn server() -> &'static Server {
 impl Server {
     /// Starts another server, for a test that needs one of its own, with these extra settings.
     pub fn start(settings: &[(&str, &str)]) -> Self {
-        let bin_dir = newest_bin_dir();
+        Self::start_from(newest_bin_dir(), settings)
+    }
+
+    /// Starts the server of PostgreSQL 16 that `scripts/test` fetches for having been built without
+    /// lz4, if it is there.
+    pub fn start_without_lz4() -> Option<Self> {
+        let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/postgres-without-lz4");
+        let there = Path::new(fetched).join("pgserver/pginstall/bin/postgres").exists();
+        if !require("PostgreSQL without lz4 (fetched by scripts/test)", there) {
+            return None;
+        }
+        // Where the repository lies the account of servers may have no right to look.
+        let dir = tempfile::Builder::new()
+            .prefix("seedbed-test-without-lz4-")
+            .tempdir()
+            .expect("the temporary folder can be written to")
+            .keep();
+        watchdog::at_exit(&format!("rm -rf {}", dir.display()));
+        let parts = ["pgserver", "pgserver.libs"].map(|part| Path::new(fetched).join(part));
+        let copied = Command::new("cp").arg("-r").args(parts).arg(&dir).status();
+        assert!(copied.expect("every Unix has cp").success());
+        Account::unprivileged().own(&dir);
+        Some(Self::start_from(dir.join("pgserver/pginstall/bin"), &[]))
+    }
+
+    fn start_from(bin_dir: PathBuf, settings: &[(&str, &str)]) -> Self {
         let password = unique("secret");
         let account = Account::unprivileged();
         let dir = tempfile::Builder::new()
