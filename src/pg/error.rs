@@ -29,6 +29,9 @@ impl std::fmt::Display for SqlError {
     }
 }
 
+/// What to do about a server that takes no more sessions.
+pub(crate) const FULL_HINT: &str = "raise the role's `connection limit` or the server's `max_connections`, or wait until others have left";
+
 /// Why a session could not be opened or a statement not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -129,6 +132,7 @@ impl Error {
                         .to_owned(),
                 ]
             }
+            Self::Login { .. } if self.is_full() => vec![FULL_HINT.to_owned()],
             Self::Connect { .. }
             | Self::Login { .. }
             | Self::Sql(_)
@@ -142,6 +146,11 @@ impl Error {
     /// The SQLSTATE, when the server sent one.
     pub fn sqlstate(&self) -> Option<&str> {
         self.sql().map(|error| error.sqlstate.as_str())
+    }
+
+    /// Whether the server, the database or the role has as many sessions as it may (53300).
+    pub fn is_full(&self) -> bool {
+        self.sqlstate() == Some("53300")
     }
 
     /// The server's own error, when there is one.

@@ -13,6 +13,7 @@ pub mod target;
 pub mod tls;
 pub mod tools;
 
+pub(crate) use error::FULL_HINT;
 pub use error::{Error, SqlError, TlsProblem};
 pub use session::{Notice, Session};
 pub use target::{ClientCertificate, SslMode, Target};

@@ -10,6 +10,7 @@ mod catalog;
 pub mod choose;
 mod chunk;
 pub(crate) mod compare;
+mod crew;
 pub mod dump;
 pub mod export;
 mod fetch;

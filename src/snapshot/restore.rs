@@ -70,7 +70,6 @@ pub(super) struct Restore<'a> {
     /// Makes everything.
     pub role: &'a str,
     pub owners: Owners,
-    pub jobs: usize,
     pub archive: &'a Bytes,
 }
 
@@ -111,8 +110,14 @@ impl Restore<'_> {
         Ok(output.stdout)
     }
 
-    /// Restores one section; returns the statements that the server refused.
-    pub(super) async fn run(&self, section: Section, list: &List) -> Result<Vec<Refusal>, Error> {
+    /// Restores one section, what comes after the rows by so many `jobs`; returns the statements that the
+    /// server refused.
+    pub(super) async fn run(
+        &self,
+        section: Section,
+        list: &List,
+        jobs: usize,
+    ) -> Result<Vec<Refusal>, Error> {
         let mut args = vec![
             format!("--section={}", section.as_str()),
             format!("--role={}", self.role),
@@ -127,8 +132,8 @@ impl Restore<'_> {
             }
             Owners::Keep => {}
         }
-        if section == Section::PostData && self.jobs > 1 {
-            args.push(format!("--jobs={}", self.jobs));
+        if section == Section::PostData && jobs > 1 {
+            args.push(format!("--jobs={jobs}"));
         }
         // Parallel work wants the archive as a file; the list then comes by the standard input.
         args.push("--use-list=/dev/stdin".to_owned());

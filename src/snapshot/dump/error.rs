@@ -78,9 +78,31 @@ impl Error {
             Self::Schema { role, reason, .. } if reason.contains("permission denied") => {
                 vec![grant_to_read(role)]
             }
+            Self::Schema { .. } if self.is_full() => vec![pg::FULL_HINT.to_owned()],
             Self::CutShort { .. } | Self::Compress(_) | Self::Schema { .. } => Vec::new(),
             Self::Tools(error) => error.hints(),
             Self::Store(error) => error.hints(),
+        }
+    }
+
+    /// Whether the source takes no more sessions, ours or those of `pg_dump`.
+    pub(super) fn is_full(&self) -> bool {
+        // What servers say with 53300, which libpq does not pass on.
+        const FULL: [&str; 3] =
+            ["too many connections for", "too many clients", "remaining connection slots"];
+        match self {
+            Self::Pg { error, .. } => error.is_full(),
+            Self::Schema { reason, .. } => FULL.iter().any(|words| reason.contains(words)),
+            Self::Busy { .. }
+            | Self::Unreadable(_)
+            | Self::Changing
+            | Self::Pooled { .. }
+            | Self::CutShort { .. }
+            | Self::Compress(_)
+            | Self::Standby { .. }
+            | Self::Stalled { .. }
+            | Self::Tools(_)
+            | Self::Store(_) => false,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::super::catalog::{self, Catalog, Relation};
+use super::super::crew::once_there_is_room;
 use super::super::manifest;
 use super::super::plan::Job;
 use super::super::preflight;
@@ -43,10 +44,12 @@ impl Run<'_> {
         let default_schema: Option<String> = row.get(0);
         plain.close().await;
 
-        let session = self.soon("connect to the source", source::open(self.target)).await?;
+        let connect = "connect to the source";
+        let open = async || self.soon(connect, source::open(self.target)).await;
+        let session = once_there_is_room(self.ctx, Error::is_full, open).await?;
         self.register(&session);
-        let pooled = source::is_pooled(&session, self.target);
-        if self.soon("connect to the source", pooled).await? {
+        let pooled = async || self.soon(connect, source::is_pooled(&session, self.target)).await;
+        if once_there_is_room(self.ctx, Error::is_full, pooled).await? {
             return Err(Error::Pooled { target: self.target.to_string() });
         }
         // The list asks for sizes, which wait for a table that somebody rewrites as a lock does.

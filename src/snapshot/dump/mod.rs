@@ -250,7 +250,19 @@ impl<'a> Run<'a> {
             catalog.large_objects.iter().filter(|object| object.readable).cloned().collect();
         let step = self.ctx.report.step(format!("copy `{}`", self.target.database));
         let led = self.while_led(&leader, async {
-            tokio::try_join!(self.schema(&leader.snapshot), self.rows(&leader, &readable, &step))
+            let schema = async {
+                match self.schema(&leader.snapshot).await {
+                    // Our own workers may have taken the last session: after them there is room.
+                    Err(error) if error.is_full() => Ok(None),
+                    schema => schema.map(Some),
+                }
+            };
+            let (schema, rows) = tokio::try_join!(schema, self.rows(&leader, &readable, &step))?;
+            let schema = match schema {
+                Some(schema) => schema,
+                None => self.schema(&leader.snapshot).await?,
+            };
+            Ok((schema, rows))
         });
         let (archive, (mut done, refused)) = match led.await {
             Ok(found) => found,

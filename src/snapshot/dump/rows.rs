@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use futures_util::future::try_join_all;
 use tokio::sync::mpsc::Sender;
 
 use super::super::catalog::{self, Relation};
+use super::super::crew::crew;
 use super::super::manifest::Chunk;
 use super::super::plan::{self, Job};
 use super::super::source::{self, Snapshot};
@@ -32,7 +32,7 @@ pub(super) struct Done {
     pub chunk: Chunk,
 }
 
-/// Jobs that no worker could lock the tables of, and what is needed to do them.
+/// Jobs that no worker could lock the tables of, or that there was no worker for, and what is needed to do them.
 pub(super) struct Refused<'a> {
     pub work: Work<'a>,
     pub jobs: Vec<Job>,
@@ -70,11 +70,22 @@ impl Run<'_> {
             jobs: Mutex::new(jobs.into()),
             refused: Mutex::default(),
         };
+        let open = async || {
+            let opened = source::open_at(self.target, work.snapshot);
+            self.soon("open a session on the exported snapshot", opened).await
+        };
         let storing = self.storing(async |queue| {
-            try_join_all((0..workers).map(|_| self.worker(&work, &queue))).await
+            let worker = async |session| self.worker(session, &work, &queue).await;
+            match crew(self.ctx, workers, open, Error::is_full, worker).await {
+                Ok(_) => Ok(()),
+                // Only the leader got in.
+                Err(error) if error.is_full() => Ok(()),
+                Err(error) => Err(error),
+            }
         });
-        let (_, done) = storing.await?;
-        let jobs = std::mem::take(&mut *locked(&work.refused));
+        let ((), done) = storing.await?;
+        let mut jobs = std::mem::take(&mut *locked(&work.refused));
+        jobs.extend(std::mem::take(&mut *locked(&work.jobs)));
         Ok((done, Refused { work, jobs }))
     }
 
@@ -101,13 +112,12 @@ impl Run<'_> {
         Ok(done)
     }
 
-    async fn worker<'r>(&'r self, work: &Work<'_>, queue: &Sender<Unit<'r>>) -> Result<(), Error> {
-        let session = self
-            .soon(
-                "open a session on the exported snapshot",
-                source::open_at(self.target, work.snapshot),
-            )
-            .await?;
+    async fn worker<'r>(
+        &'r self,
+        session: Session,
+        work: &Work<'_>,
+        queue: &Sender<Unit<'r>>,
+    ) -> Result<(), Error> {
         self.register(&session);
         let mut holds = BTreeSet::new();
         loop {

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
-use futures_util::future::try_join_all;
-
 use super::super::manifest::{QualifiedName, Setting};
 use super::rows::in_blocks;
 use super::{Error, Loader, Run, doing, locked};
@@ -186,8 +184,8 @@ impl Run<'_> {
             pages += row.get::<_, i32>(2);
         }
         let groups = Mutex::new(groups);
-        let worker = async || {
-            let session = self.session(Some(&loader.role)).await?;
+        let open = async || self.session(Some(&loader.role)).await;
+        let worker = async |session: Session| {
             loop {
                 let Some(group) = locked(&groups).pop_front() else { break };
                 let sql = format!("analyze {}", group.join(", "));
@@ -196,8 +194,7 @@ impl Run<'_> {
             session.close().await;
             Ok::<_, Error>(())
         };
-        try_join_all((0..self.jobs).map(|_| worker())).await?;
-        Ok(())
+        self.crew(self.jobs(), open, worker).await
     }
 
     pub(super) async fn settings(&self, admin: &Session) -> Result<(), Error> {

@@ -66,11 +66,26 @@ impl Error {
                 "install them on the server, or set `restore.ignore_extensions = [{}]`",
                 names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
             )],
-            Self::Pg { .. } | Self::Rows { .. } | Self::Refused { .. } | Self::Restore { .. } => {
-                Vec::new()
-            }
+            Self::Pg { error, .. } => error.hints(),
+            Self::Rows { .. } | Self::Refused { .. } | Self::Restore { .. } => Vec::new(),
             Self::Tools(error) => error.hints(),
             Self::Store(error) => error.hints(),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the server takes no more sessions.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Pg { error, .. } => error.is_full(),
+            Self::Damaged { .. }
+            | Self::Rows { .. }
+            | Self::Extensions { .. }
+            | Self::Refused { .. }
+            | Self::Restore { .. }
+            | Self::Tools(_)
+            | Self::Store(_) => false,
         }
     }
 }

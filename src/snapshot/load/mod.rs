@@ -18,13 +18,14 @@ mod rows;
 mod schedule;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::chunk::Damage;
+use super::crew::crew;
 use super::manifest::{Chunk, Manifest, QualifiedName, Table};
 use super::restore::{self, Refusal, Section};
 use super::{fetch, source};
@@ -90,7 +91,7 @@ pub async fn load(
         tools,
         manifest,
         cores,
-        jobs,
+        jobs: AtomicUsize::new(jobs),
         source: fetch::Source::new(store, Cache::open(ctx)),
         sessions: Mutex::default(),
         loaded_bytes: AtomicU64::new(0),
@@ -114,7 +115,8 @@ struct Run<'a> {
     tools: &'a Tools,
     manifest: &'a Manifest,
     cores: usize,
-    jobs: usize,
+    /// Lowered to what the server has taken.
+    jobs: AtomicUsize,
     source: fetch::Source<'a>,
     sessions: Mutex<Vec<pg::session::CancelHandle>>,
     loaded_bytes: AtomicU64,
@@ -125,6 +127,25 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Run<'_> {
+    fn jobs(&self) -> usize {
+        self.jobs.load(Ordering::Relaxed)
+    }
+
+    /// As many sessions of the role as the server takes, up to `wanted`, at work side by side; from then
+    /// on no more than that are asked for.
+    async fn crew(
+        &self,
+        wanted: usize,
+        open: impl AsyncFn() -> Result<Session, Error>,
+        work: impl AsyncFn(Session) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let worked = crew(self.ctx, wanted, open, Error::is_full, work).await?;
+        if worked < wanted {
+            self.jobs.fetch_min(worked, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     async fn stop_statements(&self) {
         let handles = std::mem::take(&mut *locked(&self.sessions));
         // A session that is gone has nothing left to cancel.
@@ -155,12 +176,11 @@ impl Run<'_> {
             target: self.target,
             role: &loader.role,
             owners: self.ctx.config.restore.owners,
-            jobs: self.jobs,
             archive: &archive,
         };
         let list = restore.list().await?;
         loaded.quarantined.extend(list.left_out.iter().cloned());
-        let mut refused = restore.run(Section::PreData, &list).await?;
+        let mut refused = restore.run(Section::PreData, &list, self.jobs()).await?;
         refused.retain(|refusal| !restore::is_made(refusal, &made_schemas));
         self.judge(Section::PreData, refused, &mut loaded)?;
         step.done("");
@@ -172,8 +192,11 @@ impl Run<'_> {
         };
         let Indexes { jobs, after } = indexes.unwrap_or_default();
         let (early, late) = self.split(jobs);
-        let (refused, ()) =
-            tokio::try_join!(self.rows(&loader, early, &mut loaded), self.large_objects(&session))?;
+        let computed = self.computed(&session).await?;
+        let (refused, ()) = tokio::try_join!(
+            self.rows(&loader, early, &computed, &mut loaded),
+            self.large_objects(&session)
+        )?;
         self.judge(Section::PostData, refused, &mut loaded)?;
         self.sequences(&session).await?;
 
@@ -182,7 +205,7 @@ impl Run<'_> {
         for sql in after.into_iter().chain(late.into_iter().map(|job| job.sql)) {
             refused.extend(rows::build(&session, sql).await?);
         }
-        refused.extend(restore.run(Section::PostData, &list).await?);
+        refused.extend(restore.run(Section::PostData, &list, self.jobs()).await?);
         self.judge(Section::PostData, refused, &mut loaded)?;
         step.done("");
 
@@ -235,7 +258,7 @@ impl Run<'_> {
         session.batch(LOAD_SETTINGS).await.map_err(doing_open())?;
         session.batch(source::TEXT_SETTINGS).await.map_err(doing_open())?;
         // Workers that would share the cores with our other sessions only cost.
-        let helpers = (self.cores / self.jobs).saturating_sub(1);
+        let helpers = (self.cores / self.jobs()).saturating_sub(1);
         let sql = format!("set max_parallel_maintenance_workers = {helpers}; set jit = off");
         session.batch(&sql).await.map_err(doing_open())?;
         if let Some(role) = role {

@@ -7,7 +7,6 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 
 use super::super::chunk::BLOCK_BYTES;
@@ -72,6 +71,7 @@ impl Run<'_> {
         &self,
         loader: &Loader,
         jobs: Vec<Job>,
+        computed: &BTreeSet<QualifiedName>,
         loaded: &mut Loaded,
     ) -> Result<Vec<Refusal>, Error> {
         let mut tables: Vec<&Table> = Vec::new();
@@ -84,10 +84,9 @@ impl Run<'_> {
         }
         // Stable: small tables of one object stay together.
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes.max(BLOCK_BYTES as u64)));
-        let workers = self.jobs.min(tables.len().max(jobs.len()).max(1));
-        let computed = self.computed(loader).await?;
+        let workers = self.jobs().min(tables.len().max(jobs.len()).max(1));
         let work = Work {
-            schedule: Mutex::new(Schedule::new(tables, jobs, &computed)),
+            schedule: Mutex::new(Schedule::new(tables, jobs, computed)),
             changed: Notify::new(),
             refused: Mutex::default(),
             refusals: Mutex::default(),
@@ -96,7 +95,9 @@ impl Run<'_> {
             )),
             phase: Mutex::new(Phase::Rows),
         };
-        try_join_all((0..workers).map(|_| self.worker(loader, &work))).await?;
+        let open = async || self.row_session(&loader.role).await;
+        let worker = async |session| self.worker(session, loader, &work).await;
+        self.crew(workers, open, worker).await?;
         let left: Vec<QualifiedName> =
             locked(&work.schedule).left().iter().map(|table| table.qualified_name()).collect();
         if let Some(name) = left.first() {
@@ -113,8 +114,10 @@ impl Run<'_> {
     /// read other tables.
     ///
     /// Before PostgreSQL 15 it is the column that depends on the function, since then its expression.
-    async fn computed(&self, loader: &Loader) -> Result<BTreeSet<QualifiedName>, Error> {
-        let session = self.session(Some(&loader.role)).await?;
+    pub(super) async fn computed(
+        &self,
+        session: &Session,
+    ) -> Result<BTreeSet<QualifiedName>, Error> {
         let rows = session
             .query(
                 "select distinct n.nspname::text, c.relname::text
@@ -132,13 +135,16 @@ impl Run<'_> {
             )
             .await
             .map_err(doing("look for computed columns"))?;
-        session.close().await;
         let name = |row: &pg::Row| QualifiedName { schema: row.get(0), name: row.get(1) };
         Ok(rows.iter().map(name).collect())
     }
 
-    async fn worker(&self, loader: &Loader, work: &Work<'_>) -> Result<(), Error> {
-        let mut session = self.row_session(&loader.role).await?;
+    async fn worker(
+        &self,
+        mut session: Session,
+        loader: &Loader,
+        work: &Work<'_>,
+    ) -> Result<(), Error> {
         loop {
             // Made before the look, so that an end between the look and the wait is not missed.
             let changed = work.changed.notified();

@@ -472,3 +472,55 @@ async fn f13_a_source_that_restarts_is_read_again_when_it_is_back() {
     case.holds(&run, Ended::Reached).await;
     case.restores().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_takes_few_sessions_is_read_by_fewer() {
+    let case = Case::new().await;
+    let limit = async |sessions: i32| {
+        let sql = format!("alter role {} connection limit {sessions}", case.reader.name);
+        run_sql(&case.server.admin, &sql).await;
+    };
+    // The session that holds the snapshot, and one: a worker's or that of pg_dump. Then one more.
+    for sessions in [2, 3] {
+        limit(sessions).await;
+        let run = case.create(None);
+        if sessions == 2 {
+            let said = "too many connections for role";
+            assert!(run.stderr.contains(said), "{}", run.stderr);
+            let said = "; going on with fewer connections";
+            assert!(run.stderr.contains(said), "{}", run.stderr);
+        }
+        case.holds(&run, Ended::Reached).await;
+        case.restores().await;
+        case.source.run("update item set label = label || '.' where item_id % 7 = 0").await;
+        case.source_changed().await;
+    }
+    limit(1).await;
+    let run = case.create(None);
+    assert!(run.stderr.contains("too many connections for role"), "{}", run.stderr);
+    assert!(run.stderr.contains("  hint: raise the role's `connection limit`"), "{}", run.stderr);
+    case.holds(&run, Ended::Failed(4)).await;
+    limit(-1).await;
+    case.reaches_its_goal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_few_sessions_is_filled_by_fewer() {
+    // More tables than sessions.
+    let tables: Vec<String> = (0..12)
+        .map(|number| {
+            format!("create table part_{number} as select n from generate_series(1, 50) n;")
+        })
+        .collect();
+    let sql = format!("{SHOP}{}", tables.concat());
+    let conf = "[restore]\njobs = 12\n";
+    let mut case = Case::on(harness::server(), &sql, conf).await;
+    case.create(None).succeeds();
+    let few = Server::start(&[("max_connections", "9"), ("superuser_reserved_connections", "0")]);
+    case.moves_to(&few);
+    let run = case.dev(&["up", "--fresh", "--seed", "latest"], None);
+    assert!(run.stderr.contains("too many clients already"), "{}", run.stderr);
+    assert!(run.stderr.contains("; going on with fewer connections"), "{}", run.stderr);
+    case.holds(&run, Ended::Reached).await;
+    case.restores().await;
+}
