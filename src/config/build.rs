@@ -63,6 +63,7 @@ pub(crate) fn build(
             },
             jobs: jobs(settings, "restore.jobs")?,
             proved_only: settings.flag("restore.proved_only")?,
+            cache_bytes: settings.bytes("restore.cache_bytes")?,
             ignore_extensions: settings.list("restore.ignore_extensions")?,
         },
         origins: origins(settings, &derived, &environment)?,

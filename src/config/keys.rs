@@ -203,6 +203,12 @@ pub const KEYS: &[Key] = &[
     key("restore.proved_only", Kind::Flag, "false", "take only snapshots that were proved"),
     key("restore.owners", Kind::Choice(&["local", "keep"]), "local", "who owns restored objects"),
     key("restore.jobs", Kind::Integer, "", "connections that copy in"),
+    key(
+        "restore.cache_bytes",
+        Kind::Bytes,
+        "20GiB",
+        "what this project's runs leave in the user's cache of chunks at most",
+    ),
     key("restore.ignore_extensions", Kind::List, "", "extensions a restore may leave out"),
     key(
         "migrate.lock_timeout_ms",

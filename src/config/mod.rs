@@ -316,6 +316,8 @@ pub struct RestoreConfig {
     pub jobs: Option<usize>,
     /// Only snapshots that were restored and compared before they were published.
     pub proved_only: bool,
+    /// What a run leaves in the chunk cache at most.
+    pub cache_bytes: u64,
     /// Extensions that the restore leaves out when the server has none.
     pub ignore_extensions: Vec<String>,
 }

@@ -12,9 +12,6 @@ use sha2::{Digest, Sha256};
 
 use crate::context::Context;
 
-/// What the cache may hold: some weeks of a 10 GB database's changes. The oldest in use go first.
-const MAX_BYTES: u64 = 20 * 1024 * 1024 * 1024;
-
 /// What nobody has read for this long goes too.
 const MAX_AGE: Duration = Duration::from_secs(60 * 24 * 3600);
 
@@ -36,9 +33,9 @@ pub struct Evicted {
 }
 
 impl Cache {
-    /// The cache in the user's cache folder.
+    /// The cache in the user's cache folder, as large as the configuration allows.
     pub fn open(ctx: &Context) -> Self {
-        Self::at(ctx.env.cache_dir().join("chunks"), MAX_BYTES)
+        Self::at(ctx.env.cache_dir().join("chunks"), ctx.config.restore.cache_bytes)
     }
 
     /// A cache in `dir` that keeps at most `max_bytes` after [`Cache::evict`].

@@ -86,6 +86,25 @@ fn what_nobody_read_for_long_is_removed_when_a_run_has_ended() {
     assert_eq!(held(&sandbox.cache()).len(), SAMPLE_OBJECTS);
 }
 
+#[test]
+fn what_a_run_leaves_in_the_cache_is_what_the_configuration_says() {
+    let bytes =
+        |sandbox: &Sandbox| held(&sandbox.cache()).iter().map(|(_, size)| size).sum::<u64>();
+    let whole = example();
+    loads(whole.run(&["up", "--json"]));
+    let limit = bytes(&whole) / 2;
+    let small = example();
+    small.write(
+        "conf/seedbed.toml",
+        format!("{}\n[restore]\ncache_bytes = {limit}\n", small.read("conf/seedbed.toml")),
+    );
+    loads(small.run(&["up", "--json"]));
+    assert!(bytes(&small) <= limit, "{:?}", held(&small.cache()));
+    assert!(held(&small.cache()).len() < SAMPLE_OBJECTS);
+    let wrong = small.run(&["up", "--set", "restore.cache_bytes=much"]).exits(3);
+    assert!(wrong.stderr.contains("a number of bytes, as `16MiB`"), "{}", wrong.stderr);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_holds_while_two_write_and_a_third_evicts() {
     let dir = folder();
