@@ -1,7 +1,8 @@
 //! `snapshot create --prove`: the snapshot restored on a scratch server, before anybody sees it.
 //!
 //! The load itself checks every hash, every refused statement and the number of rows; here the rows of
-//! the restored tables are read again and compared with the stored ones, whatever their order.
+//! the restored tables are read again and compared with the stored ones, whatever their order, and with
+//! them the schema, the positions of sequences, the sizes of large objects.
 
 use std::collections::BTreeMap;
 
@@ -11,22 +12,22 @@ use crate::context::Context;
 use crate::database::Scratch;
 use crate::engine::Server;
 use crate::error::Exit;
-use crate::report::Unit;
+use crate::report::{Unit, format};
 use crate::scratch_server::{self, Purpose};
 use crate::snapshot::manifest::{Manifest, QualifiedName, Table};
-use crate::snapshot::{self, compare, load};
+use crate::snapshot::{self, compare, contents, load};
 use crate::store::Store;
 
 /// Connections that read the copy; hashing its lines is what takes the time.
 const JOBS: usize = 2;
 
-/// Tables named in the error; the number of all stands before them.
+/// Differences named in the error; the number of all stands before them.
 const SHOWN: usize = 5;
 
 /// Why a snapshot was not proved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("prove the snapshot: restored, {count} tables differ: {shown}")]
+    #[error("prove the snapshot: restored, it differs in {}: {shown}", format::counted(*count as u64, "thing"))]
     Differs { count: usize, shown: String },
 }
 
@@ -73,16 +74,21 @@ async fn restore(
     let owner = server.admin.user.clone();
     let scratch = Scratch::create(ctx, server, "proof", &owner, &locale).await?;
     load::load(ctx, &scratch.admin(), &owner, &server.tools, store, manifest).await?;
-    let differing =
+    let mut differing =
         ctx.until_cancelled(differences(ctx, store, manifest, server, &scratch)).await?;
+    let step = ctx.report.step("compare the schema, sequences and large objects");
+    let target = server.admin.with_database(scratch.name());
+    let rest = contents::differences(ctx, store, manifest, &target, &server.tools);
+    differing.extend(ctx.until_cancelled(rest).await?);
+    step.done("");
     if differing.is_empty() {
         return Ok(());
     }
     let shown: Vec<&str> = differing.iter().take(SHOWN).map(String::as_str).collect();
-    Err(Error::Differs { count: differing.len(), shown: shown.join(", ") }.into())
+    Err(Error::Differs { count: differing.len(), shown: shown.join("; ") }.into())
 }
 
-/// Names of tables whose rows are not those that are stored.
+/// Tables whose rows are not those that are stored.
 async fn differences(
     ctx: &Context,
     store: &Store,
@@ -108,7 +114,7 @@ async fn differences(
                 let bytes: u64 = tables.iter().map(|table| table.bytes).sum();
                 let sum = done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
                 step.progress(sum.min(total), Some(total), Unit::Bytes);
-                Ok::<_, crate::error::Error>((!equal).then(|| format!("`{name}`")))
+                Ok::<_, crate::error::Error>((!equal).then(|| format!("rows of `{name}`")))
             }
         })
         .buffer_unordered(JOBS)

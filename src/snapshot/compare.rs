@@ -82,12 +82,7 @@ impl<'a> Rows<'a> {
     ) -> Result<bool, Error> {
         let mut stored = Sum::default();
         for chunk in tables.iter().flat_map(|table| &table.chunks) {
-            let plain = self.source.plain(chunk).await.map_err(|error| match error {
-                fetch::Error::Damaged { object, damage } => {
-                    Error::Damaged { object, detail: damage.to_string() }
-                }
-                fetch::Error::Store(error) => Error::Store(error),
-            })?;
+            let plain = self.source.plain(chunk).await?;
             stored = stored.plus(sum(plain).await);
         }
         let Some(first) = tables.first() else { return Ok(true) };

@@ -10,6 +10,7 @@ mod catalog;
 pub mod choose;
 mod chunk;
 pub(crate) mod compare;
+pub(crate) mod contents;
 mod crew;
 pub mod dump;
 pub mod export;
@@ -101,6 +102,17 @@ pub enum Error {
     /// Another manifest has the name that was to be ours.
     #[error("publish `{object}`: another snapshot has this name")]
     Taken { object: String },
+}
+
+impl From<fetch::Error> for Error {
+    fn from(error: fetch::Error) -> Self {
+        match error {
+            fetch::Error::Damaged { object, damage } => {
+                Self::Damaged { object, detail: damage.to_string() }
+            }
+            fetch::Error::Store(error) => Self::Store(error),
+        }
+    }
 }
 
 /// How a database that takes the snapshot's rows is to encode and sort text.

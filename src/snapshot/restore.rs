@@ -91,15 +91,15 @@ impl Restore<'_> {
         Ok(filter(&output.stdout))
     }
 
-    /// The statements for entries of `kinds`, as a script; nothing is run.
-    pub(super) async fn script(&self, list: &List, kinds: &[&str]) -> Result<Vec<u8>, Error> {
+    /// The statements for the entries of `list`, as a script; nothing is run.
+    pub(super) async fn script(&self, list: &List) -> Result<Vec<u8>, Error> {
         let mut args = vec!["--file=-".to_owned(), "--use-list=/dev/stdin".to_owned()];
         args.extend(["--no-owner", "--no-privileges", "--no-tablespaces"].map(str::to_owned));
         let call = Call {
             program: "pg_restore",
             args,
             target: None,
-            stdin: Some(list.of_kinds(kinds, true).text),
+            stdin: Some(list.text.clone()),
             input_file: Some(self.archive.clone()),
         };
         let output = self.tools.run(self.ctx, call).await?;

@@ -223,6 +223,9 @@ async fn a_sudden_drop_is_said_and_is_an_error_when_strict() {
 async fn a_proved_snapshot_was_restored_and_is_what_up_can_ask_for() {
     let server = harness::server();
     let source = source(server).await;
+    // Whatever a schema may hold comes back as it was.
+    source.run(crate::snapshot::HOSTILE).await;
+    source.run("select lo_from_bytea(54711, repeat('x', 5000)::bytea), lo_create(54712)").await;
     let sandbox = production(&source, "");
     create(&sandbox, &[]);
     let none = sandbox.run(&["up", "--seed", "latest", "--proved"]).exits(8);
@@ -241,6 +244,28 @@ async fn a_proved_snapshot_was_restored_and_is_what_up_can_ask_for() {
     );
     let up = sandbox.run(&["up", "--seed", "latest", "--proved", "--json"]).succeeds().json();
     assert_eq!(up["origin"]["id"], proved.as_str());
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_copy_is_another_is_not_published() {
+    let server = harness::server();
+    let source = source(server).await;
+    // The view draws numbers when it is filled, in the copy once more.
+    source
+        .run(
+            "create sequence ticket;
+             create materialized view drawn as select nextval('ticket') n from generate_series(1, 3)",
+        )
+        .await;
+    let mut sandbox = production(&source, "");
+    sandbox.set("PATH", &[&server.bin_dir.to_string_lossy(), "/usr/bin", "/bin"].join(":"));
+    sandbox.set("DOCKER_HOST", "unix:///nonexistent.sock");
+    let run = sandbox.run(&["snapshot", "create", "--prove", "--env", "prod"]).exits(13);
+    let said = "error: prove the snapshot: restored, it differs in 1 thing: sequence `public.ticket` is at 6, \
+        in the source at 3\n";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    let list = sandbox.run(&["snapshot", "list", "--env", "prod", "--json"]).succeeds().json();
+    assert_eq!(list["result"].as_array().map(Vec::len), Some(0), "{list:#}");
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ use crate::pg::{self, Session, Target};
 use crate::store::Store;
 
 pub use error::Error;
+pub(super) use schema::{DUMP_ARGS, lines as schema_lines};
 
 use assemble::{Parts, assemble};
 use error::doing;

@@ -16,6 +16,17 @@ use crate::pg::tools::{Call, Tools};
 /// waits for us, so only a new attempt lets it pass.
 const SCHEMA_LOCK_TIMEOUT: &str = "10s";
 
+/// How a schema is written, whatever the server.
+pub(in crate::snapshot) const DUMP_ARGS: [&str; 7] = [
+    "--format=custom",
+    "--compress=0",
+    "--schema-only",
+    "--no-publications",
+    "--no-subscriptions",
+    "--no-security-labels",
+    "--no-tablespaces",
+];
+
 /// `pg_dump` says nothing until it has read the whole catalog.
 const SCHEMA_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -52,16 +63,7 @@ pub(in crate::snapshot) async fn archive(
     tools: &Tools,
     option: String,
 ) -> Result<Bytes, Error> {
-    let args = [
-        "--format=custom",
-        "--compress=0",
-        "--schema-only",
-        "--no-publications",
-        "--no-subscriptions",
-        "--no-security-labels",
-        "--no-tablespaces",
-    ];
-    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    let mut args: Vec<String> = DUMP_ARGS.map(str::to_owned).to_vec();
     args.push(format!("--lock-wait-timeout={SCHEMA_LOCK_TIMEOUT}"));
     args.push(option);
     let call =
@@ -91,18 +93,18 @@ async fn output(
 
 /// What decides whether two schemas are the same: the script, without comments, blank lines and the
 /// settings and guards that differ between clients.
+pub(in crate::snapshot) fn lines(script: &[u8]) -> impl Iterator<Item = &[u8]> {
+    script.split(|byte| *byte == b'\n').filter(|line| {
+        !(line.is_empty()
+            || line.starts_with(b"--")
+            || line.starts_with(b"SET ")
+            || line.starts_with(b"\\restrict ")
+            || line.starts_with(b"\\unrestrict "))
+    })
+}
+
 fn fingerprint(script: &[u8]) -> String {
-    let text: Vec<&[u8]> = script
-        .split(|byte| *byte == b'\n')
-        .filter(|line| {
-            !(line.is_empty()
-                || line.starts_with(b"--")
-                || line.starts_with(b"SET ")
-                || line.starts_with(b"\\restrict ")
-                || line.starts_with(b"\\unrestrict "))
-        })
-        .collect();
-    sha256(&text.join(&b'\n'))
+    sha256(&lines(script).collect::<Vec<_>>().join(&b'\n'))
 }
 
 #[cfg(test)]

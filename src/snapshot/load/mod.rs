@@ -34,6 +34,7 @@ use crate::pg::tools::Tools;
 use crate::pg::{self, Session, Target, quote};
 use crate::store::{self, Store, cache::Cache};
 
+pub(super) use compression::{lacks_lz4, without_lz4};
 pub use error::Error;
 pub(crate) use rows::is_left_out;
 
@@ -236,7 +237,7 @@ impl Run<'_> {
         if !matches!(self.manifest.server.encoding.as_str(), "UTF8") {
             return Ok(None);
         }
-        let script = restore.script(list, &indexes::KINDS).await?;
+        let script = restore.script(&list.of_kinds(&indexes::KINDS, true)).await?;
         let Ok(script) = std::str::from_utf8(&script) else { return Ok(None) };
         Ok(indexes::parse(script).ok())
     }
