@@ -3,8 +3,11 @@
 //! A snapshot fits when every versioned script that it applied is in the checkout with the same
 //! checksum, nothing in the checkout would be skipped by the order of versions, and the server can
 //! load it. The newest by the source's clock wins. [`Search`] asks for as few manifests as it can:
-//! a name may already say that the snapshot is newer than the checkout, and snapshots with equal
-//! history hashes share a verdict.
+//! a name may already say that the snapshot is newer than the checkout, needs a newer server or was
+//! not proved, and snapshots with equal hashes of history or extensions share a verdict. So what is
+//! read is one manifest for each history and each set of extensions that does not fit, however many
+//! snapshots have it, and the one taken. Names of older programs have no stamp: where their history
+//! fits and the server or the proof decides, each is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +15,7 @@ use serde::Serialize;
 
 use super::history::{self, InForce, Role};
 use super::manifest::{Applied, Manifest};
-use super::name::Name;
+use super::name::{Name, Stamp};
 use crate::migrate::Version;
 
 /// The migrations that a project holds.
@@ -120,9 +123,14 @@ pub enum Read {
 pub struct Search<'a> {
     checkout: &'a Checkout,
     facts: &'a Facts,
+    /// The checkout's last version.
+    highest: Option<&'a Version>,
     /// Oldest first: the next one is at the end.
     left: Vec<Name>,
     by_history: BTreeMap<String, Option<Misfit>>,
+    by_extensions: BTreeMap<String, Misfit>,
+    /// What was read before its turn came, by the object's name.
+    ahead: BTreeMap<String, Result<Box<Manifest>, Misfit>>,
     judged: Vec<Candidate>,
     taken: Option<Box<Manifest>>,
     reads: usize,
@@ -131,49 +139,52 @@ pub struct Search<'a> {
 impl<'a> Search<'a> {
     pub fn new(mut names: Vec<Name>, checkout: &'a Checkout, facts: &'a Facts) -> Self {
         names.sort();
-        Self {
+        let mut search = Self {
             checkout,
             facts,
+            highest: highest(checkout),
             left: names,
             by_history: BTreeMap::new(),
+            by_extensions: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             judged: Vec::new(),
             taken: None,
             reads: 0,
-        }
-    }
-
-    /// The manifest to read next and to hand to [`Search::read`]; `None` when all is decided.
-    pub fn next_to_read(&mut self) -> Option<&Name> {
-        loop {
-            let name = self.left.last()?;
-            let known = by_name(name, self.checkout)
-                .or_else(|| self.by_history.get(&name.history).cloned().flatten());
-            let verdict = match known {
-                Some(misfit) => Verdict::Unfit(misfit),
-                None if self.taken.is_some() => Verdict::Older,
-                None => return self.left.last(),
-            };
-            self.judge(verdict);
-        }
-    }
-
-    /// Takes what came of reading the one that [`Search::next`] named.
-    pub fn read(&mut self, read: Read) {
-        self.reads += 1;
-        let Some(name) = self.left.last() else { return };
-        let manifest = match read {
-            Read::Manifest(manifest) => manifest,
-            Read::Unfit(misfit) => return self.judge(Verdict::Unfit(misfit)),
         };
-        let by_history = history_fits(&manifest.history, self.checkout).err();
-        self.by_history.insert(name.history.clone(), by_history.clone());
-        match by_history.or_else(|| server_fits(&manifest, self.facts).err()) {
-            Some(misfit) => self.judge(Verdict::Unfit(misfit)),
-            None => {
-                self.taken = Some(manifest);
-                self.judge(Verdict::Taken);
-            }
-        }
+        search.settle();
+        search
+    }
+
+    /// The manifests to read next and to hand to [`Search::read`], at most `most`, newest first; none
+    /// when all is decided. The first one's turn has come. The others are read ahead, so that many
+    /// misfits take few rounds: half as many as were read before, so that a search which ends soon
+    /// reads none in vain, and none that another one of them may decide.
+    pub fn to_read(&self, most: usize) -> Vec<Name> {
+        let mut doubts = BTreeSet::new();
+        self.left
+            .iter()
+            .rev()
+            .filter(|name| !self.ahead.contains_key(&name.object) && self.known(name).is_none())
+            .filter(|name| doubts.insert(self.doubt(name)))
+            .take((self.reads / 2).clamp(1, most))
+            .cloned()
+            .collect()
+    }
+
+    /// Takes what came of reading one that [`Search::to_read`] named.
+    pub fn read(&mut self, name: &Name, read: Read) {
+        self.reads += 1;
+        let judged = match read {
+            Read::Manifest(manifest) => self.learn(name, &manifest).map(|()| manifest),
+            Read::Unfit(misfit) => Err(misfit),
+        };
+        self.ahead.insert(name.object.clone(), judged);
+        self.settle();
+    }
+
+    /// Whether all is decided.
+    pub fn is_over(&self) -> bool {
+        self.left.is_empty()
     }
 
     /// How many manifests were read.
@@ -186,23 +197,65 @@ impl<'a> Search<'a> {
         (self.judged, self.taken.map(|manifest| *manifest))
     }
 
-    /// Whether one was taken.
-    pub fn found(&self) -> bool {
-        self.taken.is_some()
-    }
-
-    fn judge(&mut self, verdict: Verdict) {
-        if let Some(name) = self.left.pop() {
-            self.judged.push(Candidate { name, verdict });
+    /// Judges the newest ones that are left, as far as all is known.
+    fn settle(&mut self) {
+        while let Some(name) = self.left.last() {
+            let judged = self.ahead.remove(&name.object);
+            let verdict = match (judged, self.taken.is_some()) {
+                (Some(Err(misfit)), _) => Verdict::Unfit(misfit),
+                (Some(Ok(_)), true) => Verdict::Older,
+                (Some(Ok(manifest)), false) => {
+                    self.taken = Some(manifest);
+                    Verdict::Taken
+                }
+                (None, taken) => match self.known(name) {
+                    Some(misfit) => Verdict::Unfit(misfit),
+                    None if taken => Verdict::Older,
+                    None => return,
+                },
+            };
+            if let Some(name) = self.left.pop() {
+                self.judged.push(Candidate { name, verdict });
+            }
         }
     }
-}
 
-/// What the name alone decides: a script beyond the checkout's last one was applied.
-fn by_name(name: &Name, checkout: &Checkout) -> Option<Misfit> {
-    let version = name.version.as_ref()?;
-    let newer = highest(checkout).is_none_or(|highest| version > highest);
-    newer.then(|| Misfit::Newer { version: version.text().to_owned() })
+    /// Whether the manifest fits, remembered for those that are alike.
+    fn learn(&mut self, name: &Name, manifest: &Manifest) -> Result<(), Misfit> {
+        let history = history_fits(&manifest.history, self.checkout);
+        self.by_history.insert(name.history.clone(), history.clone().err());
+        let extensions = extensions_fit(manifest, self.facts);
+        if let Err(misfit) = &extensions {
+            self.by_extensions.insert(Stamp::of(manifest).extensions, misfit.clone());
+        }
+        history.and_then(|()| loads(&Stamp::of(manifest), self.facts)).and(extensions)
+    }
+
+    /// Why it does not fit, as far as that is known without reading its manifest.
+    fn known(&self, name: &Name) -> Option<Misfit> {
+        let history = || self.by_history.get(&name.history).cloned().flatten();
+        let stamp = name.stamp.as_ref();
+        self.newer(name)
+            .or_else(history)
+            .or_else(|| loads(stamp?, self.facts).err())
+            .or_else(|| self.by_extensions.get(&stamp?.extensions).cloned())
+    }
+
+    /// A script beyond the checkout's last one was applied.
+    fn newer(&self, name: &Name) -> Option<Misfit> {
+        let version = name.version.as_ref()?;
+        let newer = self.highest.is_none_or(|highest| version > highest);
+        newer.then(|| Misfit::Newer { version: version.text().to_owned() })
+    }
+
+    /// What reading the manifest may tell of others too; equal where one is enough.
+    fn doubt<'n>(&self, name: &'n Name) -> &'n str {
+        match (self.by_history.contains_key(&name.history), &name.stamp) {
+            (false, _) => &name.history,
+            (true, Some(stamp)) => &stamp.extensions,
+            (true, None) => &name.object,
+        }
+    }
 }
 
 fn highest(checkout: &Checkout) -> Option<&Version> {
@@ -286,18 +339,20 @@ fn check_order(states: &[InForce<'_>], checkout: &Checkout) -> Result<(), Misfit
     }
 }
 
-/// Whether the server can load it.
-///
-/// # Errors
-/// The first reason why not.
-pub fn server_fits(manifest: &Manifest, facts: &Facts) -> Result<(), Misfit> {
-    let needed = manifest.server.major();
+/// Whether the server can load it, as far as extensions do not matter, and whether it may.
+fn loads(stamp: &Stamp, facts: &Facts) -> Result<(), Misfit> {
+    let needed = stamp.server_major;
     if let Some(here) = facts.server_major.filter(|here| *here < needed) {
         return Err(Misfit::NeedsServer { needed, here });
     }
-    if facts.proved_only && !manifest.proved {
+    if facts.proved_only && !stamp.proved {
         return Err(Misfit::NotProved);
     }
+    Ok(())
+}
+
+/// Whether the server has what its extensions need.
+fn extensions_fit(manifest: &Manifest, facts: &Facts) -> Result<(), Misfit> {
     let Some(available) = &facts.extensions else { return Ok(()) };
     let names = manifest.extensions.iter().map(|extension| &extension.name);
     let missing: Vec<String> = names
@@ -312,4 +367,4 @@ fn backticked(names: &[String]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

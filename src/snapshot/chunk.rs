@@ -40,6 +40,14 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// Digits of a [`short_hash`]: among 100,000 of them two are equal once in 50,000 such stores.
+pub(super) const SHORT_HASH: usize = 12;
+
+/// The beginning of a sha256, for names.
+pub(super) fn short_hash(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes)[..SHORT_HASH / 2])
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));

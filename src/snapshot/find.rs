@@ -1,6 +1,7 @@
 //! From a store, a checkout and a server to one manifest: or to the reasons why there is none.
 //!
-//! One listing, then only the manifests that names cannot decide ([`choose::Search`] says which).
+//! One listing, then only the manifests that names cannot decide ([`choose::Search`] says which): among
+//! 10,000 snapshots ten pages of the listing and a manifest or a few.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::Error;
 use super::choose::{Candidate, Checkout, CheckoutScript, Facts, Misfit, Read, Search, Verdict};
 use super::manifest::{self, Manifest, ManifestError};
-use super::name::Name;
+use super::name::{self, Name};
 use crate::context::Context;
 use crate::migrate::{Script, Scripts};
 use crate::pg::Session;
@@ -325,8 +326,10 @@ pub async fn last_of(store: &Store, database: &str) -> Result<Option<Manifest>, 
     Ok(None)
 }
 
-/// `system_identifier`, if any snapshot was taken from the server that has it. Manifests that cannot
-/// be read say nothing.
+/// `system_identifier`, if any snapshot was taken from the server that has it. A stamp tells it, one way
+/// or the other: a name that says something else than its manifest makes the manifest unreadable, so
+/// reading it could not find a source that the name hides. Of names without a stamp the manifests
+/// are read; those that cannot be read say nothing.
 ///
 /// # Errors
 /// What the store said.
@@ -334,7 +337,17 @@ pub async fn sources_matching(
     store: &Store,
     system_identifier: &str,
 ) -> Result<Vec<String>, Error> {
+    // Of a server that may not be asked nothing is known: the guard refuses it as such.
+    if system_identifier.is_empty() {
+        return Ok(Vec::new());
+    }
     let (mut names, _) = names(store).await?;
+    let system = name::system_hash(system_identifier);
+    let mut stamps = names.iter().filter_map(|name| name.stamp.as_ref());
+    if stamps.any(|stamp| stamp.system.as_ref() == Some(&system)) {
+        return Ok(vec![system_identifier.to_owned()]);
+    }
+    names.retain(|name| name.stamp.is_none());
     names.sort_by(|left, right| right.cmp(left));
     let reads = names.iter().map(|name| read(store, name));
     let mut reads = stream::iter(reads).buffer_unordered(PARALLEL_READS);
@@ -396,10 +409,10 @@ pub(super) async fn read(store: &Store, name: &Name) -> Result<Read, Error> {
     let parsed = tokio::task::spawn_blocking(move || Manifest::read(&bytes)).await;
     Ok(match parsed {
         Ok(Ok(manifest)) => {
-            let named = manifest::object_name(&manifest);
-            if named == name.object {
+            if name.is_of(&manifest) {
                 Read::Manifest(Box::new(manifest))
             } else {
+                let named = name::object_name(&manifest);
                 damaged(format!("it belongs to the name `{named}`"))
             }
         }
@@ -410,11 +423,25 @@ pub(super) async fn read(store: &Store, name: &Name) -> Result<Read, Error> {
 }
 
 async fn walk(store: &Store, search: &mut Search<'_>) -> Result<(), Error> {
-    while let Some(name) = search.next_to_read() {
-        let read = read(store, name).await?;
-        search.read(read);
+    loop {
+        let names = search.to_read(PARALLEL_READS);
+        let mut reads =
+            stream::iter(names.iter().map(|name| read(store, name))).buffered(PARALLEL_READS);
+        for (place, name) in names.iter().enumerate() {
+            match reads.next().await {
+                Some(Ok(read)) => search.read(name, read),
+                Some(Err(error)) if place == 0 => return Err(error),
+                // Read ahead: an error only if its turn comes.
+                Some(Err(_)) | None => break,
+            }
+            if search.is_over() {
+                break;
+            }
+        }
+        if search.is_over() {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Why the only candidate cannot be taken.

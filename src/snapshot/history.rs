@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
 use crate::migrate::Version;
+use crate::snapshot::chunk::short_hash;
 use crate::snapshot::manifest::Applied;
 
 /// What one row says about its version.
@@ -80,15 +79,12 @@ pub(super) fn name_version(rows: &[Applied]) -> String {
 /// Twelve hexadecimal digits that are equal when the same versions are in force with the same
 /// checksums: such snapshots fit the same checkouts.
 pub fn hash(rows: &[Applied]) -> String {
-    let mut hasher = Sha256::new();
-    for state in in_force(rows) {
+    let line = |state: &InForce<'_>| {
         let checksum = state.row.checksum.map_or("null".to_owned(), |sum| sum.to_string());
-        let line =
-            format!("{}\0{:?}\0{checksum}\0{}\n", state.text(), state.role, state.row.success);
-        hasher.update(line.as_bytes());
-    }
-    let digest = hasher.finalize();
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        format!("{}\0{:?}\0{checksum}\0{}\n", state.text(), state.role, state.row.success)
+    };
+    let lines: String = in_force(rows).iter().map(line).collect();
+    short_hash(lines.as_bytes())
 }
 
 fn role(kind: &str) -> Option<Role> {

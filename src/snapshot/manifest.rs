@@ -423,15 +423,6 @@ pub fn chunk_name(object: &str) -> String {
     format!("chunks/{folder}/{object}")
 }
 
-/// Where the manifest is published, relative to the store's root:
-/// `snapshots/<taken_at>_v<version>_<history>_<id>.json`.
-pub fn object_name(manifest: &Manifest) -> String {
-    let taken_at = manifest.taken_at.strftime("%Y%m%dT%H%M%S%.6fZ");
-    let version = history::name_version(&manifest.history);
-    let history = history::hash(&manifest.history);
-    format!("{PREFIX}{taken_at}_v{version}_{history}_{}.json", manifest.id)
-}
-
 /// A new id: the source's time to the second, then 32 bits of chance.
 pub fn new_id(taken_at: Timestamp) -> String {
     let seconds = u32::try_from(taken_at.as_second()).unwrap_or_default();

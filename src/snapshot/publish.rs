@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::manifest::{self, Manifest};
-use super::{Error, marks};
+use super::{Error, marks, name};
 use crate::context::Context;
 use crate::engine::ready;
 use crate::store::{self, Put, Store};
@@ -31,7 +31,7 @@ pub async fn publish(
     store: &Store,
     manifest: &Manifest,
 ) -> Result<String, crate::error::Error> {
-    let name = manifest::object_name(manifest);
+    let name = name::object_name(manifest);
     let document = manifest
         .write()
         .map_err(|error| Error::Manifest { object: name.clone(), error })

@@ -3,12 +3,12 @@
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 
 use super::{
-    Candidate, Checkout, CheckoutScript, Facts, Misfit, Read, Search, Verdict, history_fits,
-    server_fits,
+    Candidate, Checkout, CheckoutScript, Facts, Misfit, Read, Search, Verdict, extensions_fit,
+    history_fits, loads,
 };
 use crate::migrate::Version;
 use crate::snapshot::manifest::{self, Applied, Extension, Manifest, Server};
-use crate::snapshot::name::Name;
+use crate::snapshot::name::{Name, Stamp, object_name};
 
 fn row(rank: i32, version: Option<&str>, kind: &str, checksum: Option<i32>) -> Applied {
     Applied {
@@ -37,7 +37,7 @@ fn checkout(versions: &[(&str, i32)]) -> Checkout {
     Checkout { versioned: versions.iter().map(script).collect(), ..Checkout::default() }
 }
 
-fn snapshot(taken_at: &str, history: Vec<Applied>) -> Manifest {
+pub(in crate::snapshot) fn snapshot(taken_at: &str, history: Vec<Applied>) -> Manifest {
     let taken_at = taken_at.parse().expect("a time");
     Manifest {
         format: 1,
@@ -75,8 +75,25 @@ fn snapshot(taken_at: &str, history: Vec<Applied>) -> Manifest {
     }
 }
 
+fn needing(extension: &str, mut manifest: Manifest) -> Manifest {
+    let (name, version) = (extension.to_owned(), "1".to_owned());
+    manifest.extensions.push(Extension { name, version, schema: "public".to_owned() });
+    manifest
+}
+
+fn server_fits(manifest: &Manifest, facts: &Facts) -> Result<(), Misfit> {
+    loads(&Stamp::of(manifest), facts).and(extensions_fit(manifest, facts))
+}
+
 fn name_of(manifest: &Manifest) -> Name {
-    Name::parse(&manifest::object_name(manifest)).expect("names that we make are ours")
+    Name::parse(&object_name(manifest)).expect("names that we make are ours")
+}
+
+/// As older programs named it.
+fn old_name_of(manifest: &Manifest) -> Name {
+    let object = object_name(manifest);
+    let old = object.replace(&format!("_{}", Stamp::of(manifest)), "");
+    Name::parse(&old).expect("older names are ours")
 }
 
 /// Runs a whole search; returns the verdicts, newest first, and how many manifests were read.
@@ -87,19 +104,38 @@ fn run(
     damaged: impl Fn(&Manifest) -> bool,
 ) -> (Vec<Candidate>, Option<Manifest>, usize) {
     let names = snapshots.iter().map(name_of).collect();
+    let (candidates, taken, rounds) = run_named(names, snapshots, checkout, facts, damaged);
+    (candidates, taken, rounds.iter().sum())
+}
+
+/// The same with names of any form; returns how many manifests were read in each round.
+fn run_named(
+    names: Vec<Name>,
+    snapshots: &[Manifest],
+    checkout: &Checkout,
+    facts: &Facts,
+    damaged: impl Fn(&Manifest) -> bool,
+) -> (Vec<Candidate>, Option<Manifest>, Vec<usize>) {
     let mut search = Search::new(names, checkout, facts);
-    while let Some(name) = search.next_to_read() {
-        let id = name.id.clone();
-        let found = snapshots.iter().find(|snapshot| snapshot.id == id).expect("it was listed");
-        search.read(if damaged(found) {
-            Read::Unfit(Misfit::Damaged { detail: "bit".to_owned() })
-        } else {
-            Read::Manifest(Box::new(found.clone()))
-        });
+    let mut rounds = Vec::new();
+    while !search.is_over() {
+        let wanted = search.to_read(16);
+        assert!(!wanted.is_empty(), "what is not decided is read");
+        rounds.push(wanted.len());
+        for name in &wanted {
+            let of_name = |snapshot: &&Manifest| snapshot.id == name.id;
+            let found = snapshots.iter().find(of_name).expect("it was listed");
+            let read = if damaged(found) {
+                Read::Unfit(Misfit::Damaged { detail: "bit".to_owned() })
+            } else {
+                Read::Manifest(Box::new(found.clone()))
+            };
+            search.read(name, read);
+        }
     }
-    let reads = search.reads();
+    assert_eq!(search.reads(), rounds.iter().sum::<usize>());
     let (candidates, taken) = search.finish();
-    (candidates, taken, reads)
+    (candidates, taken, rounds)
 }
 
 fn verdicts(snapshots: &[Manifest], checkout: &Checkout, facts: &Facts) -> Vec<String> {
@@ -112,9 +148,7 @@ fn f40_each_snapshot_has_its_reason_and_the_newest_fitting_one_is_taken() {
     let here = checkout(&[("1", 10), ("2", 20), ("3", 30)]);
     let mut needs_18 = snapshot("2026-11-06T00:00:00Z", applied(&[("1", 10)]));
     needs_18.server.version_num = 180_001;
-    let mut postgis = snapshot("2026-11-05T00:00:00Z", applied(&[("1", 10)]));
-    postgis.extensions =
-        vec![Extension { name: "postgis".into(), version: "3".into(), schema: "public".into() }];
+    let postgis = needing("postgis", snapshot("2026-11-05T00:00:00Z", applied(&[("1", 10)])));
     let snapshots = [
         snapshot("2026-11-01T00:00:00Z", applied(&[("1", 10)])),
         snapshot("2026-11-04T00:00:00Z", applied(&[("1", 10), ("2", 20)])),
@@ -206,9 +240,7 @@ fn scripts_that_a_team_removed_may_be_missing_when_it_says_so_but_never_newer_on
 
 #[test]
 fn what_is_not_known_of_a_server_rejects_nothing_and_ignored_extensions_do_not_either() {
-    let mut manifest = snapshot("2026-11-01T00:00:00Z", Vec::new());
-    manifest.extensions =
-        vec![Extension { name: "aws_s3".into(), version: "1".into(), schema: "public".into() }];
+    let manifest = needing("aws_s3", snapshot("2026-11-01T00:00:00Z", Vec::new()));
     assert_eq!(server_fits(&manifest, &Facts::unknown()), Ok(()));
     let facts = Facts {
         server_major: Some(15),
@@ -229,25 +261,96 @@ fn an_unproved_one_is_passed_over_where_only_proved_ones_are_wanted() {
     assert_eq!(server_fits(&manifest, &facts), Ok(()));
 }
 
+/// As many, a second apart, each of which `change` makes into what it is to be, by its place from the
+/// oldest on.
+fn many(count: usize, change: impl Fn(usize, Manifest) -> Manifest) -> Vec<Manifest> {
+    let start = "2026-01-01T00:00:00Z".parse::<jiff::Timestamp>().expect("a time");
+    let one = |place: usize| {
+        let at = start + jiff::SignedDuration::from_secs(place as i64);
+        change(place, snapshot(&at.to_string(), applied(&[("1", 10)])))
+    };
+    (0..count).map(one).collect()
+}
+
 #[test]
 fn ten_thousand_snapshots_need_few_manifests() {
     let here = checkout(&[("1", 10), ("2", 20)]);
     let histories =
         [applied(&[("1", 10), ("3", 30)]), applied(&[("1", 99), ("2", 20)]), applied(&[("2", 20)])];
-    let start = "2026-01-01T00:00:00Z".parse::<jiff::Timestamp>().expect("a time");
-    let mut snapshots: Vec<Manifest> = (0..10_000_usize)
-        .map(|number| {
-            let at = start + jiff::SignedDuration::from_secs(number as i64);
-            snapshot(&at.to_string(), histories[number % 3].clone())
-        })
-        .collect();
-    snapshots[5].history = applied(&[("1", 10)]);
+    let snapshots = many(10_000, |place, mut one| {
+        if place != 5 {
+            one.history = histories[place % 3].clone();
+        }
+        one
+    });
     let begun = std::time::Instant::now();
     let (candidates, taken, reads) = run(&snapshots, &here, &Facts::unknown(), |_| false);
     assert_eq!(reads, 3);
     assert_eq!(taken.map(|manifest| manifest.id), Some(snapshots[5].id.clone()));
     assert_eq!(candidates.len(), 10_000);
     assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_stamp_tells_what_the_server_cannot_load_and_what_was_not_proved() {
+    let here = checkout(&[("1", 10)]);
+    let extensions = Some(["plpgsql".to_owned()].into());
+    let facts = Facts { server_major: Some(17), proved_only: true, extensions, ..Facts::unknown() };
+    let snapshots = many(900, |place, mut one| {
+        one.proved = place % 3 != 0;
+        if place % 3 == 1 {
+            one.server.version_num = 180_001;
+        }
+        if place > 2 && place % 3 == 2 { needing("postgis", one) } else { one }
+    });
+    let (candidates, taken, reads) = run(&snapshots, &here, &facts, |_| false);
+    // One of those that need the extension, and the one that is taken.
+    assert_eq!(reads, 2);
+    assert_eq!(taken.map(|manifest| manifest.id), Some(snapshots[2].id.clone()));
+    let reasons: Vec<String> =
+        candidates.iter().take(3).map(|candidate| candidate.verdict.to_string()).collect();
+    assert_eq!(
+        reasons,
+        [
+            "the server does not have the extension `postgis`",
+            "needs a server of version 18 or newer, this one is 17",
+            "not proved: it was not restored and compared before it was published",
+        ]
+    );
+}
+
+#[test]
+fn names_without_a_stamp_are_read_in_rounds_that_grow() {
+    let here = checkout(&[("1", 10)]);
+    let facts = Facts { server_major: Some(17), ..Facts::unknown() };
+    let snapshots = many(500, |place, mut one| {
+        one.server.version_num = if place == 0 { 170_001 } else { 180_001 };
+        one
+    });
+    let names = snapshots.iter().map(old_name_of).collect();
+    let (_, taken, rounds) = run_named(names, &snapshots, &here, &facts, |_| false);
+    assert_eq!(taken.map(|manifest| manifest.id), Some(snapshots[0].id.clone()));
+    assert_eq!(rounds.iter().sum::<usize>(), 500);
+    assert_eq!(rounds[..8], [1, 1, 1, 1, 2, 3, 4, 6]);
+    assert_eq!(rounds.len(), 39, "{rounds:?}");
+}
+
+#[test]
+fn what_was_read_ahead_of_a_damaged_one_is_not_read_again() {
+    let here = checkout(&[("1", 10)]);
+    let facts = Facts { server_major: Some(17), ..Facts::unknown() };
+    let snapshots = many(12, |place, mut one| {
+        one.server.version_num = if place < 5 { 170_001 } else { 180_001 };
+        one
+    });
+    let names = snapshots.iter().map(old_name_of).collect();
+    let damaged = |one: &Manifest| one.id == snapshots[4].id;
+    let (candidates, taken, rounds) = run_named(names, &snapshots, &here, &facts, damaged);
+    // Seven misfits; the damaged one is the second of the last round, the third is taken.
+    assert_eq!(rounds, [1, 1, 1, 1, 2, 3]);
+    assert_eq!(taken.map(|manifest| manifest.id), Some(snapshots[3].id.clone()));
+    let older = candidates.iter().filter(|candidate| candidate.verdict == Verdict::Older);
+    assert_eq!(older.count(), 3);
 }
 
 #[test]
@@ -316,6 +419,12 @@ fn histories() -> impl Strategy<Value = Vec<Applied>> {
     })
 }
 
+/// Major version, proved, an extension.
+fn servers() -> impl Strategy<Value = (i32, bool, &'static str)> {
+    let extension = prop_oneof![Just("plpgsql"), Just("postgis"), Just("citext")];
+    (14..17_i32, any::<bool>(), extension)
+}
+
 fn checkouts() -> impl Strategy<Value = Checkout> {
     (prop::collection::btree_map(1..6_u32, 0..2_i32, 0..6), any::<bool>()).prop_map(
         |(scripts, out_of_order)| {
@@ -339,32 +448,41 @@ proptest! {
     }
 
     #[test]
-    fn the_search_takes_the_newest_that_fits_whatever_it_reads(
-        histories in prop::collection::vec((histories(), 0..5_i64), 0..12),
+    fn the_search_takes_the_newest_that_fits_whatever_it_reads_and_however_it_is_named(
+        made in prop::collection::vec((histories(), 0..5_i64, servers(), any::<bool>()), 0..24),
         checkout in checkouts(),
+        server_major in prop::option::of(Just(15)),
+        extensions in prop::option::of(Just(["plpgsql".to_owned()].into())),
+        proved_only in any::<bool>(),
     ) {
         let start = "2026-01-01T00:00:00Z".parse::<jiff::Timestamp>().expect("a time");
-        let snapshots: Vec<Manifest> = histories
-            .into_iter()
-            .zip(0_u64..)
-            .map(|((rows, second), number)| {
-                let at = start + jiff::SignedDuration::from_secs(second);
-                let mut made = snapshot(&at.to_string(), rows);
-                made.id = format!("{number:016x}");
-                made
-            })
-            .collect();
+        let facts = Facts { server_major, extensions, proved_only, ..Facts::unknown() };
+        let mut names = Vec::new();
+        let mut snapshots = Vec::new();
+        for ((rows, second, (major, proved, extension), old), number) in made.into_iter().zip(0..) {
+            let at = start + jiff::SignedDuration::from_secs(second);
+            let mut made = needing(extension, snapshot(&at.to_string(), rows));
+            made.id = format!("{number:016x}");
+            made.server.version_num = major * 10_000;
+            made.proved = proved;
+            names.push(if old { old_name_of(&made) } else { name_of(&made) });
+            snapshots.push(made);
+        }
         let best = snapshots
             .iter()
             .filter(|snapshot| rule(&snapshot.history, &checkout))
+            .filter(|snapshot| server_fits(snapshot, &facts).is_ok())
             .max_by_key(|snapshot| (snapshot.taken_at, snapshot.id.clone()))
             .map(|snapshot| snapshot.id.clone());
-        let (candidates, taken, reads) = run(&snapshots, &checkout, &Facts::unknown(), |_| false);
+        let (candidates, taken, rounds) =
+            run_named(names, &snapshots, &checkout, &facts, |_| false);
         assert_eq!(taken.map(|manifest| manifest.id), best);
         assert_eq!(candidates.len(), snapshots.len());
-        assert!(reads <= snapshots.len());
+        assert!(rounds.iter().sum::<usize>() <= snapshots.len());
         let taken = candidates.iter().filter(|c| c.verdict == Verdict::Taken).count();
         assert!(taken <= 1);
+        let order = |candidates: &[Candidate]| candidates.is_sorted_by(|a, b| a.name > b.name);
+        assert!(order(&candidates), "newest first");
     }
 
     #[test]
