@@ -162,7 +162,7 @@ pub async fn seed_file(ctx: &Context, file: &Utf8Path) -> Result<seed::Loaded, E
     let _lock = lock::project(&ctx.state_dir(), "seed")?;
     // A server that the environment merely names is somebody else's until the guard has seen it.
     let server = connect::running(ctx).await?.ok_or(Error::NoServer)?;
-    guard::replace_on_server(ctx, &server, &sources(ctx, &server).await?, "seed").await?;
+    let_pass(ctx, &server, "seed").await?;
     let session = connect::session(&server.admin).await?;
     lock::database(&session, &ctx.config.database.name).await?;
     database::replaceable(&session, &ctx.config.database.name).await?;
@@ -433,6 +433,8 @@ pub(crate) struct Site {
     pub session: Session,
     pub scripts: Scripts,
     pub accounts: users::Plan,
+    /// The store's snapshots, if the guard had to know them.
+    listing: Option<find::Listing>,
     _lock: ProjectLock,
 }
 
@@ -440,6 +442,14 @@ impl Site {
     /// Who owns the database and runs the scripts.
     pub fn owner<'a>(&self, ctx: &'a Context) -> &'a str {
         &ctx.config.database.user
+    }
+
+    /// The store's snapshots: as the guard has listed them a moment ago, or as they are now.
+    async fn listing(&self, ctx: &Context, store: &Store) -> Result<find::Listing, Error> {
+        match &self.listing {
+            Some(listing) => Ok(listing.clone()),
+            None => find::listing(ctx, store).await,
+        }
     }
 
     /// Goes on with a server whose data was replaced: the old session has ended with the old data.
@@ -471,11 +481,11 @@ async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
     let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
     ctx.report.note(choice.why);
     let server = choice.engine.ensure(ctx).await?;
-    guard::replace_on_server(ctx, &server, &sources(ctx, &server).await?, verb).await?;
+    let listing = let_pass(ctx, &server, verb).await?;
     let session = connect::session(&server.admin).await?;
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
-    Ok(Site { engine: choice.engine, server, session, scripts, accounts, _lock: lock })
+    Ok(Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock })
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
@@ -489,13 +499,23 @@ async fn make_roles(ctx: &Context, site: &Site) -> Result<(), Error> {
     users::ensure_owner(ctx, &site.server.admin, &site.accounts, existing).await
 }
 
-/// System identifiers that snapshots name as their source: asked only where it decides.
-async fn sources(ctx: &Context, server: &Server) -> Result<Vec<String>, Error> {
-    if server.started_by_us {
-        return Ok(Vec::new());
+/// Asks the guard whether databases may be replaced on the server. For one that is not ours it has to
+/// know where snapshots came from; gives back the listing that this took.
+async fn let_pass(
+    ctx: &Context,
+    server: &Server,
+    verb: &str,
+) -> Result<Option<find::Listing>, Error> {
+    let (mut listing, mut sources) = (None, Vec::new());
+    if !server.started_by_us {
+        let store = Store::open(ctx).await?;
+        let listed = find::listing(ctx, &store).await?;
+        let identifier = &server.system_identifier;
+        sources = find::sources_matching(ctx, &store, &listed, identifier).await?;
+        listing = Some(listed);
     }
-    let store = Store::open(ctx).await?;
-    Ok(find::sources_matching(&store, &server.system_identifier).await?)
+    guard::replace_on_server(ctx, server, &sources, verb).await?;
+    Ok(listing)
 }
 
 async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Ready, Error> {
@@ -647,7 +667,11 @@ async fn from_first_whole<T>(
         let checkout = find::checkout(ctx, &site.scripts);
         let facts = find::facts(ctx, &site.session, site.server.version_num).await?;
         let wanted = Wanted::Before { id: manifest.id.clone() };
-        let next = match find::find(ctx, store, &wanted, &checkout, &facts).await {
+        let next = async {
+            let listing = site.listing(ctx, store).await?;
+            find::find(ctx, store, &listing, &wanted, &checkout, &facts).await
+        };
+        let next = match next.await {
             Ok(next) => Some(next),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             // Whatever is wrong with the older ones: the damage is what the user has to know.
@@ -694,8 +718,8 @@ async fn choose_source(ctx: &Context, site: &Site, wish: &Wish) -> Result<Source
     let store = Store::open(ctx).await?;
     let checkout = find::checkout(ctx, &site.scripts);
     let facts = find::facts(ctx, &site.session, site.server.version_num).await?;
-    let chosen = ctx.until_cancelled(find::find(ctx, &store, &wanted, &checkout, &facts)).await;
-    match chosen {
+    let listing = site.listing(ctx, &store).await?;
+    match find::find(ctx, &store, &listing, &wanted, &checkout, &facts).await {
         Ok(manifest) => {
             step.done(manifest.id.clone());
             Ok(Source::Snapshot { store: Box::new(store), manifest: Box::new(manifest) })

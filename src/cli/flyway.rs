@@ -311,7 +311,9 @@ pub(super) async fn clean(ctx: &Context) -> Result<Outcome, Error> {
         // An account that may not ask is refused by the guard.
         let row = session.query_one(sql, &[]).await;
         let identifier: String = row.map_or_else(|_| String::new(), |row| row.get(0));
-        let sources = find::sources_matching(&Store::open(ctx).await?, &identifier).await?;
+        let store = Store::open(ctx).await?;
+        let listing = find::listing(ctx, &store).await?;
+        let sources = find::sources_matching(ctx, &store, &listing, &identifier).await?;
         guard::replace_at(ctx, &target, &identifier, &sources, "clean").await?;
     }
     ours?;

@@ -28,6 +28,14 @@ const LIST_DETAILS: usize = 200;
 /// How far back the last snapshot of a database is looked for where several share a store.
 const LAST_LOOKS: usize = 32;
 
+/// The names of a store's snapshots: listed once for all that a run wants to know of them.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    names: Vec<Name>,
+    /// Objects beside the manifests that have no name of ours.
+    ignored: Vec<String>,
+}
+
 /// Which snapshot is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
@@ -147,7 +155,16 @@ pub async fn facts(ctx: &Context, session: &Session, version_num: i32) -> Result
     })
 }
 
-/// The wanted snapshot's manifest.
+/// Lists the store's snapshots.
+///
+/// # Errors
+/// What the store said.
+pub async fn listing(ctx: &Context, store: &Store) -> Result<Listing, crate::error::Error> {
+    let (names, ignored) = ctx.until_cancelled(names(store)).await?;
+    Ok(Listing { names, ignored })
+}
+
+/// The wanted one's manifest, of those that were listed.
 ///
 /// # Errors
 /// [`Error::NoneFits`], [`Error::Unfit`], [`Error::NewestDamaged`], [`Error::NoSuchSnapshot`], or
@@ -155,21 +172,23 @@ pub async fn facts(ctx: &Context, session: &Session, version_num: i32) -> Result
 pub async fn find(
     ctx: &Context,
     store: &Store,
+    listing: &Listing,
     wanted: &Wanted,
     checkout: &Checkout,
     facts: &Facts,
 ) -> Result<Manifest, crate::error::Error> {
-    ctx.until_cancelled(search(ctx, store, wanted, checkout, facts)).await
+    ctx.until_cancelled(search(ctx, store, listing, wanted, checkout, facts)).await
 }
 
 async fn search(
     ctx: &Context,
     store: &Store,
+    listing: &Listing,
     wanted: &Wanted,
     checkout: &Checkout,
     facts: &Facts,
 ) -> Result<Manifest, Error> {
-    let (mut names, _) = names(store).await?;
+    let mut names = listing.names.clone();
     match wanted {
         Wanted::Newest { .. } => (),
         Wanted::Before { id } => {
@@ -218,7 +237,7 @@ pub async fn why(
     checkout: &Checkout,
     facts: &Facts,
 ) -> Result<Why, crate::error::Error> {
-    let (names, ignored) = ctx.until_cancelled(names(store)).await?;
+    let Listing { names, ignored } = listing(ctx, store).await?;
     let mut search = Search::new(names, checkout, facts);
     ctx.until_cancelled(walk(store, &mut search)).await?;
     let reads = search.reads();
@@ -326,7 +345,7 @@ pub async fn last_of(store: &Store, database: &str) -> Result<Option<Manifest>, 
     Ok(None)
 }
 
-/// `system_identifier`, if any snapshot was taken from the server that has it. A stamp tells it, one way
+/// `system_identifier`, if any listed snapshot was taken from the server that has it. A stamp tells it, one way
 /// or the other: a name that says something else than its manifest makes the manifest unreadable, so
 /// reading it could not find a source that the name hides. Of names without a stamp the manifests
 /// are read; those that cannot be read say nothing.
@@ -334,22 +353,32 @@ pub async fn last_of(store: &Store, database: &str) -> Result<Option<Manifest>, 
 /// # Errors
 /// What the store said.
 pub async fn sources_matching(
+    ctx: &Context,
     store: &Store,
+    listing: &Listing,
+    system_identifier: &str,
+) -> Result<Vec<String>, crate::error::Error> {
+    ctx.until_cancelled(sources(store, listing, system_identifier)).await
+}
+
+async fn sources(
+    store: &Store,
+    listing: &Listing,
     system_identifier: &str,
 ) -> Result<Vec<String>, Error> {
     // Of a server that may not be asked nothing is known: the guard refuses it as such.
     if system_identifier.is_empty() {
         return Ok(Vec::new());
     }
-    let (mut names, _) = names(store).await?;
     let system = name::system_hash(system_identifier);
-    let mut stamps = names.iter().filter_map(|name| name.stamp.as_ref());
+    let mut stamps = listing.names.iter().filter_map(|name| name.stamp.as_ref());
     if stamps.any(|stamp| stamp.system.as_ref() == Some(&system)) {
         return Ok(vec![system_identifier.to_owned()]);
     }
-    names.retain(|name| name.stamp.is_none());
+    let unknown = listing.names.iter().filter(|name| name.stamp.is_none());
+    let mut names: Vec<&Name> = unknown.collect();
     names.sort_by(|left, right| right.cmp(left));
-    let reads = names.iter().map(|name| read(store, name));
+    let reads = names.into_iter().map(|name| read(store, name));
     let mut reads = stream::iter(reads).buffer_unordered(PARALLEL_READS);
     while let Some(read) = reads.try_next().await? {
         let Read::Manifest(manifest) = read else { continue };

@@ -33,7 +33,9 @@ pub(crate) mod source;
 pub mod verify;
 
 pub use choose::{Checkout, Facts, Misfit};
-pub use find::{Listed, Wanted, Why, checkout, facts, find, list, show, sources_matching, why};
+pub use find::{
+    Listed, Listing, Wanted, Why, checkout, facts, find, list, listing, show, sources_matching, why,
+};
 pub use manifest::Manifest;
 pub use verify::{Verified, verify};
 

@@ -3,8 +3,8 @@
 //! `snapshots/<taken_at>_v<version>_<history>_<stamp>_<id>.json`; names of older programs have no stamp and
 //! stay readable. A name is an index of what its manifest says, made so that a listing decides about
 //! most snapshots: by its version and stamp alone, or with what reading one of equal history or equal
-//! extensions has shown. The manifest is the truth: one whose name says something else is damaged, so
-//! a name that lies can hide its own snapshot and do nothing more.
+//! extensions has shown. The manifest is the truth: one whose name says something else is damaged. So a
+//! name that lies can hide its own snapshot, or make the guard refuse a server, and no more.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
