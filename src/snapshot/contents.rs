@@ -106,7 +106,12 @@ async fn dump(ctx: &Context, tools: &Tools, target: &Target) -> Result<Bytes, Er
         return Ok(Bytes::from(output.stdout));
     }
     let reason = output.stderr.trim().to_owned();
-    Err(dumping::Error::Schema { database: target.database.clone(), reason }.into())
+    Err(dumping::Error::Schema {
+        database: target.database.clone(),
+        role: target.user.clone(),
+        reason,
+    }
+    .into())
 }
 
 /// An archive's statements, without what a copy does not have.

@@ -34,14 +34,13 @@ pub(crate) async fn make(
     tools: &Tools,
     archive: &Bytes,
 ) -> Result<Vec<Refusal>, Error> {
-    let restore =
-        Restore { ctx, tools, target, role: &target.user, owners: Owners::Keep, jobs: 1, archive };
+    let restore = Restore { ctx, tools, target, role: &target.user, owners: Owners::Keep, archive };
     let made = async {
         // A trigger that watches grants would watch ours.
         let list = restore.list().await?.of_kinds(&["EVENT TRIGGER"], false);
-        let mut refused = restore.run(Section::PreData, &list).await?;
+        let mut refused = restore.run(Section::PreData, &list, 1).await?;
         // A materialised view may have to wait for a key.
-        refused.extend(restore.run(Section::PostData, &list).await?);
+        refused.extend(restore.run(Section::PostData, &list, 1).await?);
         Ok::<_, load::Error>(refused)
     };
     let mut refused = made.await?;
