@@ -442,12 +442,13 @@ async fn replace(ctx: &Context, scratch: &Scratch, keep: Keep) -> Result<Databas
         return Ok(Database { name: final_name, marker: Some(marker) });
     };
     swap.retire(&marker, &retired, &retired_marker).await.map_err(fail)?;
-    let (leftovers, kind) = match keep {
-        Keep::No => (vec![retired.clone()], Kind::Retired),
-        Keep::Yes => (kept(session, &final_name).await?, Kind::Kept),
-    };
-    for name in leftovers.iter().filter(|name| keep == Keep::No || **name != retired) {
-        if let Err(error) = drop_marked(session, name, &[kind]).await {
+    let mut leftovers = kept(session, &final_name).await?;
+    match keep {
+        Keep::No => leftovers.push(retired),
+        Keep::Yes => leftovers.retain(|name| *name != retired),
+    }
+    for name in &leftovers {
+        if let Err(error) = drop_marked(session, name, &[Kind::Retired, Kind::Kept]).await {
             // The new one is live: what is left of an old one must not make this run a failure.
             ctx.report.warn(format!("the replaced database stays as `{name}`: {error}"));
         }

@@ -176,7 +176,8 @@ pub(crate) async fn find(
 ) -> Result<Option<Facts>, Error> {
     let facts = engine.image(ctx, fingerprint).await?;
     let facts = facts.and_then(|text| serde_json::from_str::<Facts>(&text).ok());
-    Ok(facts.filter(|facts| facts.format == FORMAT))
+    let name = &ctx.config.database.name;
+    Ok(facts.filter(|facts| facts.format == FORMAT && facts.database == *name))
 }
 
 /// The images of this machine, newest first; those of a newer format are left out.

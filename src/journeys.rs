@@ -140,6 +140,14 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
     database::replaceable(&site.session, &name).await?;
     let step = ctx.report.step("bring the last database back");
     if !database::bring_back(ctx, &site.session, &name).await? {
+        if site.server.started_by_us
+            && let Some(other) = image::shared_with(&site.session, &name, None, "").await?
+        {
+            return Err(Error::Refused {
+                message: format!("`undo-reset` would replace {other} as well"),
+                hint: Some("drop or move it first".to_owned()),
+            });
+        }
         let sessions = sessions(&site.session, &name).await?;
         let server = site.engine.undo_replace(ctx).await?;
         database::note_ended(ctx, sessions, &name);
@@ -569,8 +577,10 @@ async fn freeze_template(
             Some(other) => Some(format!("the server holds more than this database: {other}")),
             None => match site.engine.can_freeze(ctx).await {
                 Ok(()) => None,
+                Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
                 Err(engine::Error::NoPool { reason }) => Some(reason),
-                Err(error) => return Err(error.into()),
+                // The template does the same: what was built is not lost for this.
+                Err(error) => Some(error.to_string()),
             },
         };
         match why {
@@ -593,14 +603,18 @@ async fn freeze_image(
     match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
         Ok(Some(server)) => {
             site.move_to(ctx, server).await?;
-            let pruned = image::prune(ctx, &site.engine, false).await?;
-            for gone in pruned.removed {
-                ctx.report.detail(format!("removed the image {}", gone.name));
+            match image::prune(ctx, &site.engine, false).await {
+                Ok(pruned) => {
+                    for gone in pruned.removed {
+                        ctx.report.detail(format!("removed the image {}", gone.name));
+                    }
+                }
+                Err(error) => ctx.report.warn(format!("old images stay: {error}")),
             }
             Ok(())
         }
         Ok(None) => Ok(()),
-        Err(error @ Error::Interrupted) => Err(error),
+        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
         Err(error) => {
             ctx.report.warn(format!("the next reset has to build again: {error}"));
             let server = site.engine.ensure(ctx).await?;
@@ -640,7 +654,8 @@ async fn from_image(
 
 /// How many others are connected to a database.
 async fn sessions(session: &Session, name: &str) -> Result<i64, Error> {
-    let sql = "select count(*) from pg_stat_activity where datname = $1";
+    let sql = "select count(*) from pg_stat_activity
+               where datname = $1 and backend_type = 'client backend'";
     let row = session.query_one(sql, &[&name]).await.map_err(Error::Server)?;
     Ok(row.get(0))
 }
@@ -869,7 +884,12 @@ pub(crate) async fn run_scripts(
 /// Everything that decides what a build gives.
 fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<String, Error> {
     let mut fingerprint = Fingerprint::new(&site.server);
+    fingerprint.add("database", &ctx.config.database.name);
     fingerprint.add("owner", &ctx.config.database.user);
+    if site.server.kind == engine::ServerKind::Docker {
+        // The same version of another image may sort text in another way.
+        fingerprint.add("image", &ctx.config.engine.image);
+    }
     fingerprint.add("to", wish.to.as_deref().unwrap_or(""));
     for (name, value) in site.scripts.facts(&ctx.config.migrate) {
         fingerprint.add(&name, value);

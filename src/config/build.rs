@@ -36,7 +36,7 @@ pub(crate) fn build(
         database,
         engine,
         images: ImagesConfig {
-            enabled: settings.choice("images.kind")? != Some("template"),
+            enabled: settings.choice("images.kind")? == Some("auto"),
             min_size: settings.bytes("images.min_size")?,
             max_size: settings.bytes("images.max_size")?,
             max_age_seconds: settings.duration("images.max_age")?,

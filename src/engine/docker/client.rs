@@ -35,6 +35,8 @@ use crate::env::Env;
 const HELLO: Duration = Duration::from_millis(1500);
 /// The daemon stores what is sent while it receives it; a slow disk takes its time.
 const UPLOAD: Duration = Duration::from_secs(600);
+/// Copying a large data directory.
+const WORK: Duration = Duration::from_secs(6 * 3600);
 /// A shutdown checkpoint of a busy server; the daemon's own 10 s then kill would force a recovery.
 const STOP_SECONDS: i32 = 90;
 /// Longer than [`STOP_SECONDS`], which one request lasts.
@@ -328,7 +330,7 @@ impl Client {
         let mut answer = std::pin::pin!(
             self.docker
                 .clone()
-                .with_timeout(UPLOAD)
+                .with_timeout(WORK)
                 .wait_container(name, None::<WaitContainerOptions>)
         );
         match answer.next().await {

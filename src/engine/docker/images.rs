@@ -130,7 +130,9 @@ impl DockerEngine {
             return Ok(());
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        Pool::ensure(ctx, &self.client, &image).await.map(drop)
+        let pool = Pool::ensure(ctx, &self.client, &image).await?;
+        let probe = pool::act(&self.hash, "probe", &[]);
+        pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
     }
 
     /// Only where the environment lies in the pool already: else it has no image that it could serve.
@@ -176,7 +178,9 @@ impl DockerEngine {
         state: &State,
         image: &ServerImage,
     ) -> Result<Option<Pool>, Error> {
-        if let Some(pool) = pool_of(state) {
+        if let Some(pool) = pool_of(state)
+            && pool.is_ready(&self.client).await?
+        {
             return Ok(Some(pool));
         }
         match self.client.volume(&ctx.config.images.pool).await? {

@@ -202,10 +202,7 @@ impl DockerEngine {
     pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let container = self.container().await?;
-        // The state file was lost, not the data.
-        if let Some(label) = container.as_ref().and_then(|found| found.labels.get(label::POOL)) {
-            state.docker.get_or_insert_default().pool = Pool::from_label(label).map(|p| p.state());
-        }
+        recall_pool(&mut state, container.as_ref());
         let recipe = self.recipe(pool_of(&state).as_ref());
         let as_wanted = container
             .as_ref()
@@ -637,7 +634,9 @@ impl DockerEngine {
     pub(super) async fn stop(&self, ctx: &Context, volumes: Volumes) -> Result<Stopped, Error> {
         let mut state = state::read(ctx)?;
         let mut stopped = Stopped::default();
-        if let Some(container) = self.container().await? {
+        let container = self.container().await?;
+        recall_pool(&mut state, container.as_ref());
+        if let Some(container) = container {
             let step = ctx.report.step("stop PostgreSQL in Docker");
             if container.running {
                 self.checkpoint(&state, container.port).await;
@@ -678,6 +677,13 @@ impl DockerEngine {
             let _ = session.batch("checkpoint").await;
             session.close().await;
         }
+    }
+}
+
+/// Where the data lies, from the container's label: the state file was lost, not the data.
+fn recall_pool(state: &mut State, container: Option<&Container>) {
+    if let Some(label) = container.and_then(|found| found.labels.get(label::POOL)) {
+        state.docker.get_or_insert_default().pool = Pool::from_label(label).map(|p| p.state());
     }
 }
 

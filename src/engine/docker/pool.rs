@@ -181,6 +181,7 @@ impl Pool {
         client: &Client,
         image: &ServerImage,
     ) -> Result<(), Error> {
+        remove_ended(client, &self.mounted).await?;
         if self.mounted != self.name {
             let device = client
                 .volume(&self.mounted)
@@ -340,20 +341,27 @@ async fn mount(
         if found.options.get("device") == Some(&device) {
             return Ok(());
         }
-        for user in client.users_of(mounted).await? {
-            let container = client.container(&user).await?;
-            if container
-                .is_some_and(|found| !found.running && found.labels.contains_key(label::PROJECT))
-            {
-                client.remove(&user).await?;
-            }
-        }
+        remove_ended(client, mounted).await?;
         client.remove_volume(mounted).await?;
     }
     // All pools have one UUID, and `discard` gives back what is removed.
     let options = [("type", "xfs"), ("device", &device), ("o", "nouuid,noatime,discard")];
     let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
     client.create_volume(mounted, labels, HashMap::from(options)).await
+}
+
+/// Removes containers of ours that have ended and hold a volume still.
+async fn remove_ended(client: &Client, volume: &str) -> Result<(), Error> {
+    for user in client.users_of(volume).await? {
+        let container = client.container(&user).await?;
+        let ours = |labels: &HashMap<String, String>| {
+            labels.contains_key(label::PROJECT) || labels.contains_key(label::ROLE)
+        };
+        if container.is_some_and(|found| !found.running && ours(&found.labels)) {
+            client.remove(&user).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a container of the pool, one at a time: its name is the lock.

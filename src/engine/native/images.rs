@@ -1,8 +1,8 @@
 //! Frozen data directories on a file system with reflinks (APFS, XFS, Btrfs): beside the server's data.
 //!
 //! `data` is served, `data.next` is a clone that will be, `data.kept` what the last one has kept. A
-//! clone is whole under its name or not there; two renames make it live, and [`NativeEngine::recover`]
-//! finishes them when a run is killed between the two.
+//! clone is whole under its name or not there; two renames make it live (`data` → `data.old`, the clone
+//! → `data`), and [`NativeEngine::recover`] takes the first one back when a run is killed between the two.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -56,6 +56,11 @@ impl NativeEngine {
     }
 
     fn freeze_stopped(&self, name: &str, facts: &str) -> Result<(), Error> {
+        let lock_file = self.data().join("postmaster.pid");
+        if lock_file.exists() {
+            let reason = "its server did not stop cleanly".to_owned();
+            return Err(Error::DataUnusable { place: self.data().to_string(), reason });
+        }
         let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
@@ -80,44 +85,58 @@ impl NativeEngine {
         let (from, to) = (self.data().join(settings), self.next().join(settings));
         fs_err::copy(&from, &to).map_err(Error::file("copy", &from))?;
         place::give(&to, self.user)?;
-        self.turn(ctx, keep).await
+        self.turn(ctx, &self.next(), keep).await
     }
 
     /// Serves what the last replacement has kept.
     pub(in crate::engine) async fn undo_replace(&self, ctx: &Context) -> Result<Server, Error> {
+        self.settle_old()?;
         if !self.kept().is_dir() {
             return Err(Error::NothingKept);
         }
-        fs_err::rename(self.kept(), self.next()).map_err(Error::file("rename", self.kept()))?;
-        self.turn(ctx, Keep::Yes).await
+        self.turn(ctx, &self.kept(), Keep::Yes).await
     }
 
-    /// Makes `data.next` the data. Where it does not start, the old data is served again.
-    async fn turn(&self, ctx: &Context, keep: Keep) -> Result<Server, Error> {
+    /// Makes the folder `from` the data. Where it does not start, the old data is served again.
+    async fn turn(&self, ctx: &Context, from: &Utf8Path, keep: Keep) -> Result<Server, Error> {
         self.stop_for_images(ctx).await?;
-        let rename = |from: &Utf8Path, to: &Utf8Path| {
-            fs_err::rename(from, to).map_err(Error::file("rename", from))
-        };
+        self.settle_old()?;
         rename(&self.data(), &self.old())?;
-        rename(&self.next(), &self.data())?;
+        rename(from, &self.data())?;
         match self.ensure(ctx).await {
             Ok(server) => {
-                remove_dir(&self.kept())?;
                 match keep {
-                    Keep::Yes => rename(&self.old(), &self.kept())?,
-                    Keep::No => remove_dir(&self.old())?,
+                    Keep::Yes => {
+                        remove_dir(&self.kept())?;
+                        rename(&self.old(), &self.kept())?;
+                    }
+                    Keep::No => {
+                        remove_dir(&self.old())?;
+                        remove_dir(&self.kept())?;
+                    }
                 }
                 Ok(server)
             }
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 self.stop_for_images(ctx).await?;
-                remove_dir(&self.data())?;
+                rename(&self.data(), from)?;
                 rename(&self.old(), &self.data())?;
                 self.ensure(ctx).await?;
                 Err(error)
             }
         }
+    }
+
+    /// What a run that was cut off after both renames has left: it was replaced, and is kept.
+    fn settle_old(&self) -> Result<(), Error> {
+        if !self.old().is_dir() || !self.data().is_dir() {
+            return Ok(());
+        }
+        if self.kept().is_dir() {
+            return remove_dir(&self.old());
+        }
+        rename(&self.old(), &self.kept())
     }
 
     async fn stop_for_images(&self, ctx: &Context) -> Result<(), Error> {
@@ -128,19 +147,12 @@ impl NativeEngine {
         Ok(())
     }
 
-    /// Finishes the renames of a run that was killed between them, and removes what is left over.
+    /// What a run that was killed between the two renames has left: the old data, which is whole.
     pub(super) fn recover(&self) -> Result<(), Error> {
-        let rename = |from: &Utf8Path, to: &Utf8Path| {
-            fs_err::rename(from, to).map_err(Error::file("rename", from))
-        };
-        if !self.data().exists() {
-            if self.next().is_dir() {
-                rename(&self.next(), &self.data())?;
-            } else if self.old().is_dir() {
-                rename(&self.old(), &self.data())?;
-            }
+        match !self.data().exists() && self.old().is_dir() {
+            true => rename(&self.old(), &self.data()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     pub(in crate::engine) fn image_facts(&self, name: &str) -> Result<Option<String>, Error> {
@@ -181,6 +193,10 @@ impl NativeEngine {
         }
         Ok(())
     }
+}
+
+fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<(), Error> {
+    fs_err::rename(from, to).map_err(Error::file("rename", from))
 }
 
 fn cannot(path: &Utf8Path, error: &std::io::Error) -> Error {

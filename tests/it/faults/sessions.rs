@@ -475,7 +475,9 @@ async fn f13_a_source_that_restarts_is_read_again_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_takes_few_sessions_is_read_by_fewer() {
-    let case = Case::new().await;
+    let mut case = Case::new().await;
+    // So many at once that one of them is refused for sure.
+    case.prod.set("SEEDBED_SNAPSHOT_JOBS", "8");
     let limit = async |sessions: i32| {
         let sql = format!("alter role {} connection limit {sessions}", case.reader.name);
         run_sql(&case.server.admin, &sql).await;

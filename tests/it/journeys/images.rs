@@ -26,6 +26,7 @@ async fn in_docker() -> Option<(Project, String)> {
     }
     let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     let pool = unique("seedbed-test-pool");
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_POOL", &pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
@@ -61,6 +62,7 @@ async fn native_with_reflinks() -> Option<Project> {
     let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
     // Else the server's user cannot reach it, and its data goes elsewhere.
     shell(&format!("chmod 755 {}", project.sandbox.project().join("..")));
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     Some(project)
 }
@@ -187,12 +189,13 @@ async fn native_keeps_what_a_reset_replaces_and_brings_it_back() {
 async fn a_template_keeps_what_a_reset_replaces_and_brings_it_back() {
     let project = Project::external(super::elsewhere()).with_snapshot().await;
     keeps_and_brings_back(&project).await;
-    assert_eq!(project.databases().await, ["kept", "live", "template"]);
+    assert_eq!(project.databases().await, ["live", "template"]);
 }
 
 #[tokio::test]
 async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     let mut project = Project::native().with_snapshot().await;
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     let up = project.run(&["up"]).succeeds();
     if up.stderr.contains("freeze as image") {
@@ -206,8 +209,7 @@ async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     );
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
-    let mut configured = Project::native().with_snapshot().await;
-    configured.sandbox.set("SEEDBED_IMAGES_KIND", "template");
+    let configured = Project::native().with_snapshot().await;
     let up = configured.run(&["up"]).succeeds();
     assert!(up.stderr.contains("freeze as template"), "{}", up.stderr);
     assert!(!up.stderr.contains("no image"), "{}", up.stderr);

@@ -12,8 +12,8 @@ fail() {
 
 # Stops the server of this container, if it is one, and keeps it down until this script has ended.
 hold() {
-  : >"$held"
-  trap 'rm -f "$held"' EXIT
+  echo "$$" >"$held"
+  trap release EXIT
   pid=$(head -n 1 "$env/current/postmaster.pid" 2>/dev/null || true)
   [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null || true)" = postgres ] || return 0
   kill -INT "$pid" 2>/dev/null || return 0
@@ -23,6 +23,14 @@ hold() {
     sleep 0.01
     turn=$((turn + 1))
   done
+  for found in /proc/[0-9]*/comm; do
+    [ "$(cat "$found" 2>/dev/null || true)" != postgres ] || fail "a server runs that could not be stopped"
+  done
+}
+
+# Lets the server come up, unless another act holds it by now.
+release() {
+  [ "$(cat "$held" 2>/dev/null || true)" != "$$" ] || rm -f "$held"
 }
 
 # A copy of a data directory that shares its blocks; whole or not there.
@@ -46,9 +54,10 @@ point() {
 sweep_generations() {
   current=$(readlink "$env/current" || true)
   kept=$(readlink "$env/kept" || true)
+  previous=$(readlink "$env/previous" || true)
   for found in "$env"/g-*; do
     case "${found##*/}" in
-      "$current" | "$kept") ;;
+      "$current" | "$kept" | "$previous") ;;
       *) rm -rf "$found" ;;
     esac
   done
@@ -60,22 +69,30 @@ case "$act" in
     image="$root/images/$1"
     hold
     stopped_cleanly "$env/current/"
-    rm -rf "$image.part"
-    mkdir -p "$image.part"
-    clone "$env/current/" "$image.part/data"
-    rm -f "$held"
-    printf '%s\n' "$2" >"$image.part/image.json"
-    rm -rf "$image"
-    mv "$image.part" "$image"
+    # Another project may freeze the same.
+    part="$root/images/.$1.${env##*/}"
+    rm -rf "$part"
+    mkdir -p "$part"
+    clone "$env/current/" "$part/data"
+    # Nor may it have come up meanwhile.
+    stopped_cleanly "$env/current/"
+    release
+    printf '%s\n' "$2" >"$part/image.json"
+    [ ! -d "$image" ] || mv -T "$image" "$root/images/.gone.${env##*/}.$$"
+    mv -T "$part" "$image"
+    rm -rf "$root/images"/.gone.*
     ;;
   # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
   adopt)
     mkdir -p "$env"
     chmod 711 "$root" "$root/envs" "$env"
     stopped_cleanly "$2"
-    rm -rf "$env/$1" "$env/$1.part"
-    cp -a --sparse=always "$2" "$env/$1.part"
+    rm -rf "$env/$1" "$env"/*.part
+    trap 'rm -rf "$env"/*.part' EXIT
+    cp -a "$2" "$env/$1.part"
     mv "$env/$1.part" "$env/$1"
+    # The volume that it came from is removed next.
+    sync
     point current "$1"
     sweep_generations
     ;;
@@ -85,9 +102,12 @@ case "$act" in
     [ -f "$image/image.json" ] || fail "the image $1 is gone"
     clone "$image/data" "$env/$2"
     # What `alter system` has set here belongs to the environment.
-    cp -p "$env/current/postgresql.auto.conf" "$env/$2/postgresql.auto.conf" 2>/dev/null || true
+    cp -p "$env/current/postgresql.auto.conf" "$env/$2/auto.new"
+    mv "$env/$2/auto.new" "$env/$2/postgresql.auto.conf"
     old=$(readlink "$env/current")
     hold
+    # Whoever is cut off before `settle` finds here what was served.
+    point previous "$old"
     point current "$2"
     printf '%s\n' "$old"
     ;;
@@ -96,17 +116,36 @@ case "$act" in
     [ -f "$env/$1/PG_VERSION" ] || fail "the data $1 is gone"
     old=$(readlink "$env/current")
     hold
+    point previous "$old"
     point current "$1"
     printf '%s\n' "$old"
     ;;
   # settle [GENERATION]: keeps that one beside the current one, and removes all others.
   settle)
     if [ -n "${1:-}" ]; then point kept "$1"; else rm -f "$env/kept"; fi
+    rm -f "$env/previous"
     sweep_generations
     ;;
   # facts NAME: of one image; nothing where there is none.
   facts) cat "$root/images/$1/image.json" 2>/dev/null || true ;;
-  kept) readlink "$env/kept" || true ;;
+  # kept: what can be brought back; nothing where there is nothing.
+  kept)
+    current=$(readlink "$env/current" || true)
+    for link in previous kept; do
+      found=$(readlink "$env/$link" || true)
+      if [ -n "$found" ] && [ "$found" != "$current" ] && [ -d "$env/$found" ]; then
+        echo "$found"
+        break
+      fi
+    done
+    ;;
+  # probe: whether copies share blocks here.
+  probe)
+    mkdir -p "$root/images" "$root/envs"
+    : >"$root/.probe.$$"
+    trap 'rm -f "$root/.probe.$$" "$root/.probe.$$.copy"' EXIT
+    cp --reflink=always "$root/.probe.$$" "$root/.probe.$$.copy"
+    ;;
   # list: a line for each image: name, its size in kB, its facts.
   list)
     for found in "$root/images"/*/image.json; do
@@ -119,9 +158,9 @@ case "$act" in
   # drop NAME ...: removes images, and what was left over of others.
   drop)
     for name in "$@"; do
-      [ ! -d "$root/images/$name" ] || mv "$root/images/$name" "$root/images/$name.part"
+      [ ! -d "$root/images/$name" ] || mv -T "$root/images/$name" "$root/images/.gone.$name.$$"
     done
-    rm -rf "$root/images"/*.part
+    rm -rf "$root/images"/.gone.*
     ;;
   # leave: removes the environment. Prints how many others there are.
   leave)

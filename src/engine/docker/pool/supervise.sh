@@ -27,5 +27,6 @@ while :; do
     sleep 0.02
     turn=$((turn + 1))
   done
+  rm -f "$held"
   [ -z "$stopping" ] || exit 0
 done
