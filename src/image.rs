@@ -188,7 +188,7 @@ pub async fn list(ctx: &Context, engine: &Engine) -> Result<Vec<Listed>, Error> 
     let now = jiff::Timestamp::now();
     let mut listed: Vec<Listed> =
         engine.images(ctx).await?.iter().filter_map(|stored| read(stored, now)).collect();
-    listed.sort_by(|a, b| b.facts.made_at.cmp(&a.facts.made_at));
+    listed.sort_by_key(|image| std::cmp::Reverse(image.facts.made_at));
     Ok(listed)
 }
 

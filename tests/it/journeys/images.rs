@@ -54,7 +54,7 @@ fn reflinks() -> Option<&'static Utf8Path> {
         ));
         Some(dir.join("mounted"))
     });
-    require("root and mkfs.xfs", made.is_some()).then(|| made.as_deref()).flatten()
+    require("root and mkfs.xfs", made.is_some()).then_some(made.as_deref()).flatten()
 }
 
 async fn native_with_reflinks() -> Option<Project> {
