@@ -135,7 +135,15 @@ async fn f06_money_that_moves_between_fifty_tables_is_all_there_in_every_snapsho
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f04_f05_a_terminated_session_means_a_new_snapshot_and_never_a_mixture_of_two() {
-    let case = Case::on(harness::server(), &Bank::sql(), "").await;
+    // More than may wait for the store: the workers are at it still when the first upload is held.
+    let sql = format!(
+        "{}
+         create table wide as
+         select n, (select string_agg(md5(n::text || m), '') from generate_series(1, 300) m) as body
+         from generate_series(1, 12000) n;",
+        Bank::sql()
+    );
+    let case = Case::on(harness::server(), &sql, "uploads = 1\n").await;
     let role = &case.reader.name;
     let workers = format!("usename = '{role}' and query ilike 'copy%'");
     let leader = format!(
