@@ -1,5 +1,6 @@
 //! Sessions that work side by side, as many as the server takes.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,13 +44,19 @@ pub(super) async fn crew<E: std::fmt::Display + From<engine::Error>>(
 ) -> Result<usize, E> {
     let refused: Mutex<Option<E>> = Mutex::default();
     let locked = || refused.lock().unwrap_or_else(PoisonError::into_inner);
+    let inside = AtomicUsize::new(0);
+    // One waits for room, as long as nobody has any.
+    let must_wait = |error: &E| is_full(error) && inside.load(Ordering::Relaxed) == 0;
     let member = async |number: usize| {
         let opened = match number {
-            0 => once_there_is_room(ctx, &is_full, &open).await,
+            0 => once_there_is_room(ctx, &must_wait, &open).await,
             _ => open().await,
         };
         match opened {
-            Ok(session) => work(session).await.map(|()| 1),
+            Ok(session) => {
+                inside.fetch_add(1, Ordering::Relaxed);
+                work(session).await.map(|()| 1)
+            }
             Err(error) if is_full(&error) => {
                 let mut first = locked();
                 if first.is_none() {
