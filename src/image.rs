@@ -37,6 +37,8 @@ pub struct Listed {
     /// On the disk, where nothing was shared.
     pub bytes: u64,
     pub age_seconds: u64,
+    /// Since it was made or cloned last.
+    pub unused_seconds: u64,
     #[serde(flatten)]
     pub facts: Facts,
 }
@@ -194,23 +196,32 @@ pub async fn list(ctx: &Context, engine: &Engine) -> Result<Vec<Listed>, Error> 
 
 fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
     let facts: Facts = serde_json::from_str(&stored.facts).ok()?;
-    let age_seconds = u64::try_from(now.duration_since(facts.made_at).as_secs()).unwrap_or(0);
+    let seconds = |since: jiff::Timestamp| {
+        u64::try_from(now.duration_since(since).as_secs()).unwrap_or_default()
+    };
+    let used = jiff::Timestamp::from_second(stored.used).unwrap_or(facts.made_at);
+    let (age_seconds, unused_seconds) = (seconds(facts.made_at), seconds(used));
     (facts.format == FORMAT).then(|| Listed {
         name: stored.name.clone(),
         bytes: stored.bytes,
         age_seconds,
+        unused_seconds,
         facts,
     })
 }
 
-/// Removes what is too old and, from the oldest on, what is too much; never the newest one of a
-/// database that is asked for.
+/// Removes what was not used for too long and, from the oldest on, what is too much; never the newest one
+/// of a database that is asked for. Other projects of this machine have limits of their own: their images
+/// go by this one's only when their folder is gone.
 ///
 /// # Errors
 /// What the engine said.
 pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Pruned, Error> {
     let images = list(ctx, engine).await?;
-    let (kept, removed) = fates(images, &ctx.config.images);
+    let ours = |project: &str| {
+        ctx.config.project == project || !camino::Utf8Path::new(project).exists()
+    };
+    let (kept, removed) = fates(images, &ctx.config.images, ours);
     if !dry_run && !removed.is_empty() {
         let names: Vec<&str> = removed.iter().map(|image| image.name.as_str()).collect();
         engine.drop_images(ctx, &names).await?;
@@ -219,13 +230,20 @@ pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Prun
 }
 
 /// Which images stay, and which go. `images` are sorted, newest first; the newest of each database
-/// stays whatever its size.
-fn fates(images: Vec<Listed>, limits: &crate::config::ImagesConfig) -> (Vec<Listed>, Vec<Listed>) {
+/// stays whatever its size. Only those whose project is `ours` go, or count.
+fn fates(
+    images: Vec<Listed>,
+    limits: &crate::config::ImagesConfig,
+    ours: impl Fn(&str) -> bool,
+) -> (Vec<Listed>, Vec<Listed>) {
     let mut databases = std::collections::BTreeSet::new();
     let mut sum = 0;
     images.into_iter().partition(|image| {
+        if !ours(&image.facts.project) {
+            return true;
+        }
         let newest = databases.insert((image.facts.project.clone(), image.facts.database.clone()));
-        let young = image.age_seconds <= limits.max_age_seconds;
+        let young = image.unused_seconds <= limits.max_age_seconds;
         let fits = sum + image.bytes <= limits.max_size;
         let stays = young && (newest || fits);
         if stays {
@@ -240,11 +258,12 @@ mod tests {
     use super::{FORMAT, Facts, Listed, fates};
     use crate::config::ImagesConfig;
 
-    fn image(name: &str, bytes: u64, age_seconds: u64) -> Listed {
+    fn image(name: &str, bytes: u64, unused_seconds: u64) -> Listed {
         Listed {
             name: name.to_owned(),
             bytes,
-            age_seconds,
+            age_seconds: 5000,
+            unused_seconds,
             facts: Facts {
                 format: FORMAT,
                 fingerprint: name.to_owned(),
@@ -275,10 +294,14 @@ mod tests {
             image("b1", 500, 3),
             image("a1", 10, 4),
             image("c1", 1, 1001),
+            Listed {
+                facts: Facts { project: "/other".to_owned(), ..image("d1", 1, 1).facts },
+                ..image("d1", 700, 5000)
+            },
         ];
         let names = |images: &[Listed]| images.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
-        let (kept, removed) = fates(images, &limits);
-        assert_eq!(names(&kept), ["a3", "b1"]);
+        let (kept, removed) = fates(images, &limits, |project| project == "/p");
+        assert_eq!(names(&kept), ["a3", "b1", "d1"]);
         assert_eq!(names(&removed), ["a2", "a1", "c1"]);
     }
 }

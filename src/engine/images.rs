@@ -19,17 +19,21 @@ pub struct Stored {
     pub name: String,
     /// On the disk, where nothing was shared.
     pub bytes: u64,
+    /// When it was made or cloned last; seconds since 1970.
+    pub used: i64,
     /// JSON of one line.
     pub facts: String,
 }
 
 impl Stored {
-    /// A line of the pool's `list`: name, kilobytes, facts.
+    /// A line of the pool's `list`: name, kilobytes, last use, facts.
     pub(super) fn parse(line: &str) -> Option<Self> {
-        let mut parts = line.splitn(3, '\t');
-        let (name, size, facts) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut parts = line.splitn(4, '\t');
+        let (name, size) = (parts.next()?, parts.next()?);
+        let (used, facts) = (parts.next()?, parts.next()?);
         let bytes = size.parse::<u64>().ok()? * 1024;
-        Some(Self { name: name.to_owned(), bytes, facts: facts.to_owned() })
+        let used = used.parse().ok()?;
+        Some(Self { name: name.to_owned(), bytes, used, facts: facts.to_owned() })
     }
 }
 

@@ -424,7 +424,8 @@ impl NativeEngine {
             stopped.server = Some(format!("the server in {}", self.data()));
             step.done("");
         }
-        if volumes == Volumes::Remove && self.data().exists() {
+        // Also what is left of a removal or a replacement that was cut off.
+        if volumes == Volumes::Remove && (self.home.exists() || self.images_dir.exists()) {
             remove_dir(&self.home)?;
             remove_dir(&self.images_dir)?;
             stopped.data_removed = Some(self.data().to_string());

@@ -12,8 +12,8 @@ use bollard::auth::DockerCredentials;
 use bollard::container::LogOutput;
 use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, ExecConfig, HostConfig, Mount, MountType, PortBinding,
-    VolumeCreateRequest,
+    ContainerCreateBody, ContainerStateStatusEnum, DeviceMapping, ExecConfig, HostConfig, Mount,
+    MountType, MountVolumeOptions, PortBinding, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
@@ -39,6 +39,8 @@ const UPLOAD: Duration = Duration::from_secs(600);
 const WORK: Duration = Duration::from_secs(6 * 3600);
 /// A shutdown checkpoint of a busy server; the daemon's own 10 s then kill would force a recovery.
 const STOP_SECONDS: i32 = 90;
+/// Whoever made a container starts it within this.
+const STARTING: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
 /// Longer than [`STOP_SECONDS`], which one request lasts.
 const REQUEST: Duration = Duration::from_secs(120);
 
@@ -54,6 +56,8 @@ pub(crate) struct Client {
 pub(super) struct Container {
     pub id: String,
     pub running: bool,
+    /// Made a moment ago and not started yet.
+    pub starting: bool,
     pub exit: Option<i64>,
     pub labels: HashMap<String, String>,
     /// The loopback port on which its server is published.
@@ -190,6 +194,9 @@ impl Client {
             return Ok(None);
         };
         let state = found.state.unwrap_or_default();
+        let made = found.created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        let new = made.is_some_and(|made| made.duration_until(jiff::Timestamp::now()) < STARTING);
+        let starting = new && state.status == Some(ContainerStateStatusEnum::CREATED);
         let port = found
             .host_config
             .and_then(|host| host.port_bindings)
@@ -199,6 +206,7 @@ impl Client {
         Ok(Some(Container {
             id: found.id.unwrap_or_default(),
             running: state.running.unwrap_or(false),
+            starting,
             exit: state.exit_code,
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             port,
@@ -259,8 +267,36 @@ impl Client {
         found(answer, || format!("remove the volume `{name}`")).map(drop)
     }
 
+    /// Removes a volume unless a container has it, running or not; tells whether it is gone.
+    pub async fn remove_unused_volume(&self, name: &str) -> Result<bool, Error> {
+        match self.docker.remove_volume(name, None::<RemoveVolumeOptions>).await {
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => {
+                Ok(false)
+            }
+            answer => found(answer, || format!("remove the volume `{name}`")).map(|_| true),
+        }
+    }
+
+    /// Makes a container and returns its id; `None`: its name is taken.
+    pub async fn create_unless_taken(&self, new: NewContainer) -> Result<Option<String>, Error> {
+        let name = new.name.clone();
+        match self.create_as_asked(new).await {
+            Ok(id) => Ok(Some(id)),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => {
+                Ok(None)
+            }
+            Err(error) => Err(call(format!("make the container `{name}`"))(error)),
+        }
+    }
+
     /// Makes a container and returns its id.
     pub async fn create(&self, new: NewContainer) -> Result<String, Error> {
+        let name = new.name.clone();
+        let answer = self.create_as_asked(new).await;
+        answer.map_err(call(format!("make the container `{name}`")))
+    }
+
+    async fn create_as_asked(&self, new: NewContainer) -> Result<String, bollard::errors::Error> {
         let attached = new.life == Life::WhileAttached;
         let ports = new.port.map(|port| {
             let binding = PortBinding {
@@ -269,8 +305,14 @@ impl Client {
             };
             HashMap::from([("5432/tcp".to_owned(), Some(vec![binding]))])
         });
+        // A volume that is missing is made by the daemon: with our labels, so that it is ours to remove.
+        let labels = new.labels.clone();
         let mount = |mount: VolumeMount| Mount {
             typ: Some(MountType::VOLUME),
+            volume_options: Some(MountVolumeOptions {
+                labels: Some(labels.clone()),
+                ..MountVolumeOptions::default()
+            }),
             source: Some(mount.volume),
             target: Some(mount.target),
             read_only: Some(mount.read_only),
@@ -307,8 +349,7 @@ impl Client {
             ..ContainerCreateBody::default()
         };
         let options = CreateContainerOptionsBuilder::new().name(&new.name).build();
-        let answer = self.docker.create_container(Some(options), body).await;
-        answer.map(|created| created.id).map_err(call(format!("make the container `{}`", new.name)))
+        self.docker.create_container(Some(options), body).await.map(|created| created.id)
     }
 
     pub async fn start(&self, name: &str) -> Result<(), StartFailure> {

@@ -23,6 +23,7 @@ impl DockerEngine {
         if pool_of(&state).is_none() {
             self.adopt(ctx, &mut state, &image).await?;
         }
+        self.sweep_volume(&state).await?;
         let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
         // Frozen or not, the server comes up again.
         let server = self.answering(ctx, &mut state).await?;
@@ -38,6 +39,8 @@ impl DockerEngine {
         image: &ServerImage,
     ) -> Result<(), Error> {
         let pool = Pool::ensure(ctx, &self.client, image).await?;
+        let probe = pool::act(&self.hash, "probe", &[]);
+        pool::act_alone(ctx, &self.client, image, &pool, probe, Vec::new()).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
         let container = self.container().await?;
         if let Some(container) = &container {
@@ -60,7 +63,7 @@ impl DockerEngine {
         };
         match moved.await {
             Ok(_) => {
-                self.client.remove_volume(&self.name).await?;
+                self.sweep_volume(state).await?;
                 step.done(format!("pool {}", pool.mounted()));
                 Ok(())
             }
@@ -71,6 +74,42 @@ impl DockerEngine {
                 Err(error)
             }
         }
+    }
+
+    /// Removes the volume that the data has come from: the state says that it lies in the pool.
+    pub(super) async fn sweep_volume(&self, state: &State) -> Result<(), Error> {
+        if pool_of(state).is_none() {
+            return Ok(());
+        }
+        match self.client.volume(&self.name).await? {
+            Some(volume) if self.is_ours(&volume.labels) => {
+                self.client.remove_unused_volume(&self.name).await.map(drop)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Where the state file was lost and no volume is ours, the data may lie in the pool still.
+    pub(super) async fn find_in_pool(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+    ) -> Result<(), Error> {
+        let known = state.docker.as_ref().is_some_and(|known| known.provisioned);
+        if known || pool_of(state).is_some() || self.client.volume(&self.name).await?.is_some() {
+            return Ok(());
+        }
+        // A pool that cannot be had is not in the way of a project that may never have been in it.
+        let Ok(Some(pool)) = self.pool(ctx, state, image).await else {
+            return ctx.check_cancelled().map_err(|_| Error::Interrupted);
+        };
+        let here = pool::act(&self.hash, "here", &[]);
+        let found = pool::act_alone(ctx, &self.client, image, &pool, here, Vec::new()).await?;
+        if !found.trim().is_empty() {
+            state.docker.get_or_insert_default().pool = Some(pool.state());
+        }
+        Ok(())
     }
 
     /// Serves a clone of the image `name` in place of the current data. Where that one does not start,
@@ -107,7 +146,15 @@ impl DockerEngine {
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let old = self.act(ctx, &state, &image, act, arguments).await?;
+        self.sweep_volume(&state).await?;
+        let old = match self.act(ctx, &state, &image, act, arguments).await {
+            Ok(old) => old,
+            Err(error) => {
+                // It may have stopped the server; whatever it has done, data that is whole is served.
+                self.answering(ctx, &mut state).await?;
+                return Err(error);
+            }
+        };
         let old = old.trim();
         match self.answering(ctx, &mut state).await {
             Ok(server) => {
@@ -189,19 +236,26 @@ impl DockerEngine {
         }
     }
 
-    /// Removes the environment from the pool, and the pool with the last one.
-    pub(super) async fn leave(&self, ctx: &Context, pool: &Pool) -> Result<(), Error> {
+    /// Removes the environment from the pool, and the pool with the last one; says what it was.
+    /// `known`: it is there, as far as the state knows.
+    pub(super) async fn leave(&self, ctx: &Context, known: bool) -> Result<Option<String>, Error> {
+        if self.client.volume(&ctx.config.images.pool).await?.is_none() {
+            return Ok(None);
+        }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let pool = match pool.is_ready(&self.client).await? {
-            true => pool.clone(),
-            false => Pool::ensure(ctx, &self.client, &image).await?,
+        let pool = match Pool::ensure(ctx, &self.client, &image).await {
+            Err(error) if known || matches!(error, Error::Interrupted) => return Err(error),
+            Err(_) => return Ok(None),
+            Ok(pool) => pool,
         };
         let command = pool::act(&self.hash, "leave", &[]);
         let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await?;
-        if left.trim() == "0" {
+        let mut left = left.split_whitespace();
+        let (was, others) = (left.next(), left.next());
+        if others == Some("0") {
             pool.remove(ctx, &self.client, &image).await?;
         }
-        Ok(())
+        Ok((was == Some("yes")).then(|| format!("the data in the pool {}", pool.mounted())))
     }
 
     /// Runs an act where the server runs, else in a container of its own.

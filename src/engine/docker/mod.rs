@@ -261,6 +261,7 @@ impl DockerEngine {
         image: &ServerImage,
         removed: bool,
     ) -> Result<Server, Error> {
+        self.find_in_pool(ctx, state, image).await?;
         if let Some(pool) = pool_of(state)
             && !pool.is_ready(&self.client).await?
         {
@@ -296,6 +297,7 @@ impl DockerEngine {
         }
         state.kind = Some(ServerKind::Docker);
         state::write(ctx, state)?;
+        self.sweep_volume(state).await?;
         self.connect_to(ctx, state, port).await
     }
 
@@ -650,24 +652,29 @@ impl DockerEngine {
             step.done("");
         }
         if volumes == Volumes::Remove {
-            if let Some(pool) = pool_of(&state) {
-                self.leave(ctx, &pool).await?;
-                stopped.data_removed = Some(format!("the data in the pool {}", pool.mounted()));
-            }
-            if let Some(volume) = self.client.volume(&self.name).await? {
-                if !self.is_ours(&volume.labels) {
-                    return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
-                }
-                self.client.remove_volume(&self.name).await?;
-                stopped.data_removed = Some(format!("volume {}", self.name));
-            }
-            let port = state.docker.take().map_or(0, |docker| docker.port);
-            state.docker =
-                Some(DockerState { port, volume: self.name.clone(), ..DockerState::default() });
-            state.kind = None;
-            state::write(ctx, &state)?;
+            stopped.data_removed = self.remove_data(ctx, state).await?;
         }
         Ok(stopped)
+    }
+
+    /// Removes all data of the environment; says what it was. The state forgets it first: a run that is
+    /// cut off here is begun again by the next `down --volumes`, and `up` takes what is whole still.
+    async fn remove_data(&self, ctx: &Context, mut state: State) -> Result<Option<String>, Error> {
+        let in_pool = pool_of(&state).is_some();
+        let port = state.docker.take().map_or(0, |docker| docker.port);
+        state.docker =
+            Some(DockerState { port, volume: self.name.clone(), ..DockerState::default() });
+        state.kind = None;
+        state::write(ctx, &state)?;
+        let mut removed = self.leave(ctx, in_pool).await?;
+        if let Some(volume) = self.client.volume(&self.name).await? {
+            if !self.is_ours(&volume.labels) {
+                return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
+            }
+            self.client.remove_volume(&self.name).await?;
+            removed = Some(format!("volume {}", self.name));
+        }
+        Ok(removed)
     }
 
     /// A checkpoint beforehand makes the shutdown's own short; without one it is only longer.

@@ -167,14 +167,15 @@ impl Pool {
         let (Some(device), Some(file)) =
             (volume.options.get("device"), volume.labels.get(label::FILE))
         else {
-            return Ok(true);
+            return Ok(self.mounted == self.name);
         };
         let number = device.trim_start_matches("/dev/loop");
         let path = format!("/sys/block/loop{number}/loop/backing_file");
         Ok(std::fs::read_to_string(path).is_ok_and(|text| text.trim().ends_with(file)))
     }
 
-    /// Detaches it and removes everything: nobody has an environment in it.
+    /// Detaches it and removes everything: nobody has an environment in it. Whoever comes to it
+    /// meanwhile keeps it: the daemon removes no volume that a container has.
     pub async fn remove(
         &self,
         ctx: &Context,
@@ -187,7 +188,9 @@ impl Pool {
                 .volume(&self.mounted)
                 .await?
                 .and_then(|found| found.options.get("device").cloned());
-            client.remove_volume(&self.mounted).await?;
+            if !client.remove_unused_volume(&self.mounted).await? {
+                return Ok(());
+            }
             if let Some(device) = device {
                 let new = NewContainer {
                     capabilities: vec!["SYS_ADMIN".to_owned()],
@@ -197,7 +200,7 @@ impl Pool {
                 run(ctx, client, image, &self.name, new, Vec::new()).await?;
             }
         }
-        client.remove_volume(&self.name).await
+        client.remove_unused_volume(&self.name).await.map(drop)
     }
 }
 
@@ -220,7 +223,7 @@ pub(super) fn entrypoint(image: &ServerImage) -> Vec<String> {
 
 /// The command of an act, see `act.sh`.
 pub(super) fn act(hash: &str, act: &str, arguments: &[&str]) -> Vec<String> {
-    let fixed = ["sh", "-c", ACT, "sh", ROOT, hash, held(), act];
+    let fixed = ["sh", "-c", ACT, "sh", ROOT, FILES, hash, held(), act];
     fixed.iter().chain(arguments).map(|&word| word.to_owned()).collect()
 }
 
@@ -247,6 +250,10 @@ pub(super) async fn act_alone(
 
 fn no_pool(reason: &str) -> Error {
     Error::NoPool { reason: reason.to_owned() }
+}
+
+fn busy() -> Error {
+    no_pool("another run makes it")
 }
 
 fn script(text: &str, arguments: &[&str]) -> NewContainer {
@@ -374,19 +381,26 @@ async fn run(
     files: Vec<super::File>,
 ) -> Result<String, Error> {
     let name = format!("{pool}-helper");
-    ready::until(ctx, BUSY, async || {
-        match client.container(&name).await? {
-            None => Ok(()),
-            Some(found) if !found.labels.contains_key(label::ROLE) => {
-                Err(Error::NameTaken { kind: "container", name: name.clone() })
-            }
-            Some(found) if found.running => Err(no_pool("another run makes it")),
-            // What a run that was killed has left.
-            Some(found) => client.remove(&found.id).await,
+    let labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
+    let new = NewContainer { name: name.clone(), image: image.name.clone(), labels, ..new };
+    let id = ready::until(ctx, BUSY, async || match client.container(&name).await {
+        Ok(Some(found)) if !found.labels.contains_key(label::ROLE) => {
+            Ok(Err(Error::NameTaken { kind: "container", name: name.clone() }))
         }
+        Ok(Some(found)) if found.running || found.starting => Err(busy()),
+        Ok(found) => {
+            // What a run that was killed has left.
+            if let Some(found) = found
+                && let Err(error) = client.remove(&found.id).await
+            {
+                return Ok(Err(error));
+            }
+            client.create_unless_taken(new.clone()).await.transpose().ok_or_else(busy)
+        }
+        Err(error) => Ok(Err(error)),
     })
-    .await?;
-    run_as(ctx, client, image, &name, new, files).await
+    .await??;
+    run_made(ctx, client, &name, &id, files).await
 }
 
 /// Runs a container to its end and removes it; returns what it wrote.
@@ -401,25 +415,35 @@ async fn run_as(
     let labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
     let new = NewContainer { name: name.to_owned(), image: image.name.clone(), labels, ..new };
     let id = client.create(new).await?;
+    run_made(ctx, client, name, &id, files).await
+}
+
+async fn run_made(
+    ctx: &Context,
+    client: &Client,
+    name: &str,
+    id: &str,
+    files: Vec<super::File>,
+) -> Result<String, Error> {
     let ran = async {
         if !files.is_empty() {
-            client.upload(&id, "/tmp", super::clients::archive_of(&files)?).await?;
+            client.upload(id, "/tmp", super::clients::archive_of(&files)?).await?;
         }
-        client.start(&id).await.map_err(|failure| match failure {
+        client.start(id).await.map_err(|failure| match failure {
             StartFailure::Other(error) => error,
             StartFailure::Port => no_pool("a helper has no port"),
         })?;
-        let code = ready::cancellable(ctx, client.wait(&id)).await??;
+        let code = ready::cancellable(ctx, client.wait(id)).await??;
         if code == 0 {
-            return client.output(&id).await;
+            return client.output(id).await;
         }
         Err(Error::DockerCall {
             action: format!("run the container `{name}`"),
-            reason: client.last_lines(&id).await.join("; "),
+            reason: client.last_lines(id).await.join("; "),
         })
     };
     let ran = ran.await;
-    let removed = client.remove(&id).await;
+    let removed = client.remove(id).await;
     let output = ran?;
     removed?;
     Ok(output)

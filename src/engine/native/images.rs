@@ -61,12 +61,15 @@ impl NativeEngine {
             let reason = "its server did not stop cleanly".to_owned();
             return Err(Error::DataUnusable { place: self.data().to_string(), reason });
         }
-        let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
+        // Another environment may freeze the same.
+        let part = self.image(&format!(".{name}.{}", std::process::id()));
+        let image = self.image(name);
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
         clone(&self.data(), &part.join("data"), self.user)?;
         let path = part.join(FACTS);
         fs_err::write(&path, facts).map_err(Error::file("write", &path))?;
+        let _lock = self.lock_images()?;
         remove_dir(&image)?;
         fs_err::rename(&part, &image).map_err(Error::file("make", &image))
     }
@@ -78,14 +81,40 @@ impl NativeEngine {
         name: &str,
         keep: Keep,
     ) -> Result<Server, Error> {
-        let source = self.image(name).join("data");
-        clone(&source, &self.next(), self.user)?;
-        // What `alter system` has set here belongs to the environment.
-        let settings = "postgresql.auto.conf";
-        let (from, to) = (self.data().join(settings), self.next().join(settings));
-        fs_err::copy(&from, &to).map_err(Error::file("copy", &from))?;
-        place::give(&to, self.user)?;
+        {
+            let _lock = self.lock_images()?;
+            clone(&self.image(name).join("data"), &self.next(), self.user)?;
+            // Its age counts from here.
+            let facts = self.image(name).join(FACTS);
+            fs_err::File::options()
+                .append(true)
+                .open(&facts)
+                .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+                .map_err(Error::file("touch", &facts))?;
+        }
+        self.carry_settings()?;
         self.turn(ctx, &self.next(), keep).await
+    }
+
+    /// What is set by hand on a server belongs to the environment, not to its image.
+    fn carry_settings(&self) -> Result<(), Error> {
+        for name in ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"] {
+            let (from, to) = (self.data().join(name), self.next().join(name));
+            if from.is_file() {
+                fs_err::copy(&from, &to).map_err(Error::file("copy", &from))?;
+                place::give(&to, self.user)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// No image changes or goes while this is held; the kernel releases it with the process.
+    fn lock_images(&self) -> Result<std::fs::File, Error> {
+        let path = self.images_dir.join(".lock");
+        let open = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
+        let file = open.map_err(Error::file("open", &path))?;
+        file.lock().map_err(Error::file("lock", &path))?;
+        Ok(file)
     }
 
     /// Serves what the last replacement has kept.
@@ -169,9 +198,12 @@ impl NativeEngine {
         let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(Vec::new()) };
         let mut images = Vec::new();
         for entry in entries.flatten() {
-            let Ok(facts) = std::fs::read_to_string(entry.path().join(FACTS)) else { continue };
+            let path = entry.path().join(FACTS);
+            let Ok(facts) = std::fs::read_to_string(&path) else { continue };
+            let metadata = path.metadata().map_err(Error::file("read", &path))?;
             let bytes = size(&entry.path().join("data"))?;
-            images.push(Stored { name: entry.file_name().to_owned(), bytes, facts });
+            let name = entry.file_name().to_owned();
+            images.push(Stored { name, bytes, used: metadata.mtime(), facts });
         }
         images.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
@@ -183,6 +215,7 @@ impl NativeEngine {
         _ctx: &Context,
         names: &[&str],
     ) -> Result<(), Error> {
+        let _lock = self.lock_images()?;
         for name in names {
             let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
             remove_dir(&part)?;

@@ -6,6 +6,7 @@
 //! A test never skips silently: what cannot run says so through [`require`].
 
 pub mod container;
+pub mod daemon_proxy;
 pub mod example;
 pub mod fault_proxy;
 pub mod garage;

@@ -13,14 +13,14 @@ use super::{Project, docker_is_here};
 use crate::harness::postgres::newest_bin_dir;
 use crate::harness::{require, unique, watchdog};
 
-fn shell(command: &str) -> String {
+pub fn shell(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("there is a shell");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// A project whose server runs in Docker, and the name of its pool.
-async fn in_docker() -> Option<(Project, String)> {
+pub async fn in_docker() -> Option<(Project, String)> {
     if !docker_is_here() {
         return None;
     }
@@ -57,7 +57,7 @@ fn reflinks() -> Option<&'static Utf8Path> {
     require("root and mkfs.xfs", made.is_some()).then_some(made.as_deref()).flatten()
 }
 
-async fn native_with_reflinks() -> Option<Project> {
+pub async fn native_with_reflinks() -> Option<Project> {
     let engine = format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display());
     let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
     // Else the server's user cannot reach it, and its data goes elsewhere.
@@ -67,7 +67,7 @@ async fn native_with_reflinks() -> Option<Project> {
     Some(project)
 }
 
-async fn use_it(project: &Project) {
+pub async fn use_it(project: &Project) {
     project.sql("delete from shop.purchase; update shop.item set cents = 1").await;
 }
 

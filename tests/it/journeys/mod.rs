@@ -8,6 +8,7 @@
 
 mod ci;
 mod engines;
+mod image_kills;
 mod images;
 mod many;
 mod reset;

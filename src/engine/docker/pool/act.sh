@@ -1,13 +1,54 @@
 # Acts on the data directories of the pool. Runs as root, in the server's container where it runs, else
-# in one made for this. Arguments: the pool's folder, the environment, the file that means "held", the
-# act and what it needs.
+# in one made for this. Arguments: the pool's folder, the folder that its file lies in, the environment,
+# the file that means "held", the act and what it needs.
+#
+# Locks end with whoever holds them: one act at a time in an environment, and no image goes while it is
+# cloned. `flock` takes no limit in busybox, so it is asked again and again.
 set -eu
-root="$1" env="$root/envs/$2" held="$3" act="$4"
-shift 4
+root="$1" files="$2" env="$root/envs/$3" held="$4" act="$5"
+shift 5
 
 fail() {
   echo "$*" >&2
   exit 1
+}
+
+# lock FD FILE HOW: 120 s at most.
+lock() {
+  turn=0
+  while ! flock -n "$3" "$1"; do
+    [ "$turn" -lt 1200 ] || fail "another run works there: it holds $2"
+    sleep 0.1
+    turn=$((turn + 1))
+  done
+}
+
+lock_env() {
+  mkdir -p "$env"
+  exec 8>"$env/.lock"
+  lock 8 "$env" -x
+}
+
+# lock_images -s: none goes; -x: they change.
+lock_images() {
+  exec 9>"$root/images/.lock"
+  lock 9 "$root/images" "$1"
+}
+
+# The daemon makes a volume that is missing, empty: the pool was removed a moment ago.
+in_pool() {
+  [ -d "$root/envs" ] && [ -d "$root/images" ] || fail "the pool is gone"
+}
+
+# room KILOBYTES: in the pool, and where its file lies.
+room() {
+  for place in "$root" "$files"; do
+    [ -d "$place" ] || continue
+    free=$(df -Pk "$place" | tail -n 1 | awk '{ print $4 }')
+    name="the pool"
+    [ "$place" = "$root" ] || name="the file system that holds the pool"
+    [ "$free" -ge "$1" ] || fail "no space: $name has $((free / 1024)) MB left of $(($1 / 1024)) MB that are needed"
+  done
 }
 
 # Stops the server of this container, if it is one, and keeps it down until this script has ended.
@@ -63,9 +104,27 @@ sweep_generations() {
   done
 }
 
+# What is set by hand on a server belongs to the environment, not to its image.
+carry_settings() {
+  for name in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
+    [ -f "$1/$name" ] || continue
+    cp -p "$1/$name" "$2/.new"
+    mv "$2/.new" "$2/$name"
+  done
+}
+
+# A clone needs next to nothing; a server that is given no more than that cannot work.
+spare=131072
+
+case "$act" in
+  probe | adopt | here | leave) ;;
+  *) in_pool ;;
+esac
 case "$act" in
   # freeze NAME FACTS: the current data as an image.
   freeze)
+    lock_env
+    room "$spare"
     image="$root/images/$1"
     hold
     stopped_cleanly "$env/current/"
@@ -78,15 +137,18 @@ case "$act" in
     stopped_cleanly "$env/current/"
     release
     printf '%s\n' "$2" >"$part/image.json"
+    lock_images -x
     [ ! -d "$image" ] || mv -T "$image" "$root/images/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
     rm -rf "$root/images"/.gone.*
     ;;
   # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
   adopt)
-    mkdir -p "$env"
+    in_pool
+    lock_env
     chmod 711 "$root" "$root/envs" "$env"
     stopped_cleanly "$2"
+    room "$(($(du -sk "$2" | cut -f 1) + spare))"
     rm -rf "$env/$1" "$env"/*.part
     trap 'rm -rf "$env"/*.part' EXIT
     cp -a "$2" "$env/$1.part"
@@ -98,12 +160,16 @@ case "$act" in
     ;;
   # replace NAME GENERATION: the environment becomes a clone of an image. Prints what it was.
   replace)
+    lock_env
+    room "$spare"
     image="$root/images/$1"
+    lock_images -s
     [ -f "$image/image.json" ] || fail "the image $1 is gone"
     clone "$image/data" "$env/$2"
-    # What `alter system` has set here belongs to the environment.
-    cp -p "$env/current/postgresql.auto.conf" "$env/$2/auto.new"
-    mv "$env/$2/auto.new" "$env/$2/postgresql.auto.conf"
+    # Its age counts from here.
+    touch "$image/image.json"
+    exec 9>&-
+    carry_settings "$env/current" "$env/$2"
     old=$(readlink "$env/current")
     hold
     # Whoever is cut off before `settle` finds here what was served.
@@ -113,6 +179,7 @@ case "$act" in
     ;;
   # switch GENERATION: back to data that is there still. Prints what it was.
   switch)
+    lock_env
     [ -f "$env/$1/PG_VERSION" ] || fail "the data $1 is gone"
     old=$(readlink "$env/current")
     hold
@@ -122,6 +189,7 @@ case "$act" in
     ;;
   # settle [GENERATION]: keeps that one beside the current one, and removes all others.
   settle)
+    lock_env
     if [ -n "${1:-}" ]; then point kept "$1"; else rm -f "$env/kept"; fi
     rm -f "$env/previous"
     sweep_generations
@@ -139,34 +207,44 @@ case "$act" in
       fi
     done
     ;;
+  # here: whether the environment has data in the pool; prints the folder's name.
+  here) readlink "$env/current" || true ;;
   # probe: whether copies share blocks here.
   probe)
-    mkdir -p "$root/images" "$root/envs"
     : >"$root/.probe.$$"
     trap 'rm -f "$root/.probe.$$" "$root/.probe.$$.copy"' EXIT
     cp --reflink=always "$root/.probe.$$" "$root/.probe.$$.copy"
+    mkdir -p "$root/images" "$root/envs"
     ;;
-  # list: a line for each image: name, its size in kB, its facts.
+  # list: a line for each image: name, its size in kB, when it was last used in seconds, its facts.
   list)
     for found in "$root/images"/*/image.json; do
       [ -f "$found" ] || continue
       folder=${found%/image.json}
       size=$(du -sk "$folder/data" | cut -f 1)
-      printf '%s\t%s\t%s\n' "${folder##*/}" "$size" "$(cat "$found")"
+      used=$(stat -c %Y "$found")
+      printf '%s\t%s\t%s\t%s\n' "${folder##*/}" "$size" "$used" "$(cat "$found")"
     done
     ;;
   # drop NAME ...: removes images, and what was left over of others.
   drop)
+    lock_images -x
     for name in "$@"; do
       [ ! -d "$root/images/$name" ] || mv -T "$root/images/$name" "$root/images/.gone.$name.$$"
     done
     rm -rf "$root/images"/.gone.*
     ;;
-  # leave: removes the environment. Prints how many others there are.
+  # leave: removes the environment. Prints whether it was there, and how many others there are.
   leave)
-    rm -rf "$env"
+    was=no
+    if [ -d "$env" ]; then
+      was=yes
+      lock_env
+      rm -rf "$env"
+    fi
     set -- "$root/envs"/*
-    if [ -e "$1" ]; then echo "$#"; else echo 0; fi
+    [ -e "$1" ] || shift
+    echo "$was $#"
     ;;
   *) fail "no such act: $act" ;;
 esac

@@ -3,6 +3,10 @@
 set -eu
 file="$1" device="$2" size="$3" blocks="$4"
 if [ ! -f "$file" ]; then
+  # Another run has made one since we looked.
+  for found in "${file%/*}"/*.xfs; do
+    [ ! -f "$found" ] || { echo "busy: $found" >&2; exit 1; }
+  done
   rm -f "$file.part"
   truncate -s "$size" "$file.part"
   sh "$blocks/place.sh" "$blocks/blocks" "$file.part"

@@ -14,11 +14,18 @@ trap stop INT TERM
 while :; do
   "$@" &
   child=$!
-  # A signal ends `wait` early: the child is asked for until it is gone.
+  # A signal ends `wait` early: the child is asked for until it is gone. It is told again and again to
+  # stop, because an entry point does not listen before it has become the server.
   while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    code=$?
+    if [ -n "$stopping" ]; then
+      kill -INT "$child" 2>/dev/null
+      sleep 0.1
+    else
+      wait "$child"
+    fi
   done
+  wait "$child"
+  code=$?
   child=
   [ -z "$stopping" ] && [ -e "$held" ] || exit "$code"
   # Two minutes: whoever held it has died by then.

@@ -1,0 +1,127 @@
+//! A door to the Docker daemon that a test can shut at any call: whoever is killed there has sent that
+//! call or not, and knows its answer or not.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+const DAEMON: &str = "/var/run/docker.sock";
+
+/// Where a call stops for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// It came, the daemon has not got it.
+    Before(usize),
+    /// The daemon has done it, its answer is not passed on.
+    After(usize),
+}
+
+/// The door: a socket that passes everything on to the daemon.
+pub struct DaemonProxy {
+    socket: Utf8PathBuf,
+    seen: Arc<Mutex<Vec<String>>>,
+    arrival: Receiver<()>,
+}
+
+impl DaemonProxy {
+    /// Opens it, with a socket in this folder. Calls are counted from 1.
+    pub fn start(folder: &Utf8Path, stop: Option<Stop>) -> Self {
+        let socket = folder.join(format!("{}.sock", super::unique("docker")));
+        let listener = UnixListener::bind(&socket).expect("the folder is ours");
+        let (arrive, arrival) = channel();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let calls = Calls { stop, count: Arc::default(), seen: Arc::clone(&seen), arrive };
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let calls = calls.clone();
+                std::thread::spawn(move || calls.serve(client));
+            }
+        });
+        Self { socket, seen, arrival }
+    }
+
+    /// As `DOCKER_HOST` names it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket)
+    }
+
+    /// The first lines of the calls so far.
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("no thread panics with it").clone()
+    }
+
+    /// Waits until the call to be stopped at has come; `false`: it did not within this time.
+    pub fn stopped(&self, patience: std::time::Duration) -> bool {
+        self.arrival.recv_timeout(patience).is_ok()
+    }
+}
+
+#[derive(Clone)]
+struct Calls {
+    stop: Option<Stop>,
+    count: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<String>>>,
+    arrive: std::sync::mpsc::Sender<()>,
+}
+
+impl Calls {
+    fn serve(self, mut client: UnixStream) {
+        let Ok(mut daemon) = UnixStream::connect(DAEMON) else { return };
+        let (Ok(mut from_daemon), Ok(mut to_client)) = (daemon.try_clone(), client.try_clone())
+        else {
+            return;
+        };
+        let held = Arc::new(AtomicBool::new(false));
+        let (calls, hold) = (self.clone(), Arc::clone(&held));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 65536];
+            while let Ok(length @ 1..) = from_daemon.read(&mut buffer) {
+                if hold.load(Ordering::SeqCst) {
+                    calls.halt();
+                }
+                if to_client.write_all(&buffer[..length]).is_err() {
+                    break;
+                }
+            }
+            let _ = to_client.shutdown(Shutdown::Both);
+        });
+        let mut buffer = [0; 65536];
+        while let Ok(length @ 1..) = client.read(&mut buffer) {
+            self.look(&buffer[..length], &held);
+            if daemon.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+        }
+        let _ = daemon.shutdown(Shutdown::Write);
+    }
+
+    /// Counts what begins a call, and stops where it is to be stopped.
+    fn look(&self, bytes: &[u8], held: &AtomicBool) {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
+        let line = text.lines().next().unwrap_or_default();
+        if !["GET /", "POST /", "PUT /", "DELETE /", "HEAD /"].iter().any(|word| line.starts_with(word)) {
+            return;
+        }
+        self.seen.lock().expect("no thread panics with it").push(line.to_owned());
+        let number = self.count.fetch_add(1, Ordering::SeqCst) + 1;
+        match self.stop {
+            Some(Stop::Before(stop)) if number >= stop => self.halt(),
+            Some(Stop::After(stop)) if number == stop => held.store(true, Ordering::SeqCst),
+            // The kill is on its way.
+            Some(Stop::After(stop)) if number > stop => self.halt(),
+            _ => {}
+        }
+    }
+
+    fn halt(&self) -> ! {
+        let _ = self.arrive.send(());
+        loop {
+            std::thread::park();
+        }
+    }
+}

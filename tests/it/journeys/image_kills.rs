@@ -1,0 +1,154 @@
+//! kill -9 at every step of what works with images: the environment is the old or the new one, and a
+//! later run leaves nothing behind.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use super::Project;
+use super::images::{in_docker, native_with_reflinks, shell, use_it};
+use crate::harness::daemon_proxy::{DaemonProxy, Stop};
+use crate::harness::{self, strace};
+
+/// A debug build's reset takes some seconds on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a kill may find.
+struct Contents {
+    clean: String,
+    used: String,
+}
+
+/// A project with an image, in use.
+async fn ready(project: &Project) -> Contents {
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    use_it(project).await;
+    Contents { clean, used: project.contents().await }
+}
+
+/// After a kill: what is served is whole, and the act can be done again.
+async fn holds(project: &Project, contents: &Contents, at: &str) {
+    project.run(&["up"]).succeeds();
+    let found = project.contents().await;
+    assert!(found == contents.clean || found == contents.used, "killed at {at}: {found}");
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.contents().await, contents.clean, "killed at {at}");
+    use_it(project).await;
+    assert_eq!(project.contents().await, contents.used, "killed at {at}");
+}
+
+/// Runs the program up to a call to the daemon and kills it there; `None`: it ended by itself.
+fn kill(project: &Project, args: &[&str], stop: Stop) -> Option<Vec<String>> {
+    let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), Some(stop));
+    let mut command = project.sandbox.command(args);
+    command.env("DOCKER_HOST", proxy.address());
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().expect("the program was built for this suite");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !proxy.stopped(Duration::from_millis(50)) {
+        if child.try_wait().expect("our own child").is_some() {
+            return None;
+        }
+        assert!(std::time::Instant::now() < deadline, "{stop:?} never came: {:?}", proxy.seen());
+    }
+    child.kill().expect("our own child");
+    let status = child.wait().expect("our own child");
+    (status.signal() == Some(9)).then(|| proxy.seen())
+}
+
+/// Numbers of the calls to be killed at: all of them, or every fourth.
+fn stops() -> impl Iterator<Item = Stop> {
+    let numbers = (1..).step_by(if harness::full() { 1 } else { 5 });
+    numbers.flat_map(|number| [Stop::Before(number), Stop::After(number)])
+}
+
+fn of_pool(pool: &str) -> String {
+    shell(&format!(
+        "docker volume ls -q --filter name={pool}; docker ps -aq --filter volume={pool}; \
+         docker ps -aq --filter volume={pool}-mounted; docker ps -aq --filter name={pool}; \
+         cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep {pool} || true"
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_reset_serves_the_old_or_the_new_database() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let contents = ready(&project).await;
+    for args in [&["reset", "--keep"][..], &["undo-reset"]] {
+        if args == ["undo-reset"] {
+            project.run(&["reset", "--keep"]).succeeds();
+            use_it(&project).await;
+        }
+        let mut count = 0;
+        for stop in stops() {
+            let Some(seen) = kill(&project, args, stop) else { break };
+            let at = format!("{stop:?} of {args:?}: {}", seen.last().map_or("", String::as_str));
+            harness::say(&format!("killed {at}"));
+            holds(&project, &contents, &at).await;
+            if args == ["undo-reset"] {
+                project.run(&["reset", "--keep"]).succeeds();
+                use_it(&project).await;
+            }
+            count += 1;
+        }
+        assert!(count >= 2, "{args:?} made no calls");
+    }
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_first_freeze_or_a_removal_leaves_nothing() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let clean = {
+        project.run(&["up"]).succeeds();
+        let clean = project.contents().await;
+        project.run(&["down", "--volumes", "--yes"]).succeeds();
+        assert_eq!(of_pool(&pool), "");
+        clean
+    };
+    for args in [&["up"][..], &["down", "--volumes", "--yes"]] {
+        for stop in stops() {
+            if args != ["up"] {
+                project.run(&["up"]).succeeds();
+            }
+            let Some(seen) = kill(&project, args, stop) else { break };
+            let at = format!("{stop:?} of {args:?}: {}", seen.last().map_or("", String::as_str));
+            harness::say(&format!("killed {at}"));
+            project.run(&["up"]).succeeds();
+            assert_eq!(project.contents().await, clean, "killed at {at}");
+            project.run(&["down", "--volumes", "--yes"]).succeeds();
+            assert_eq!(of_pool(&pool), "", "killed at {at}");
+            let left = shell(&format!(
+                "docker ps -aq --filter label=seedbed.path={0}; docker volume ls -q --filter label=seedbed.path={0}",
+                project.sandbox.project()
+            ));
+            assert_eq!(left, "", "killed at {at}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_killed_at_any_rename_of_a_reset_serves_the_old_or_the_new_database() {
+    if !harness::require("strace", strace::is_here()) {
+        return;
+    }
+    let Some(project) = native_with_reflinks().await else { return };
+    let contents = ready(&project).await;
+    for calls in ["rename,renameat,renameat2", "ioctl", "unlinkat,unlink"] {
+        let most = if harness::full() { 400 } else { 12 };
+        let mut count = 0;
+        for number in (1..=most).step_by(if calls == "ioctl" { 97 } else { 1 }) {
+            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["reset", "--keep"]);
+            if run.code == Some(0) {
+                break;
+            }
+            count += 1;
+            holds(&project, &contents, &format!("{calls} {number}: {hit:?}")).await;
+        }
+        assert!(count >= 1, "{calls}: nothing to be killed at");
+    }
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    let state = project.sandbox.project().join(".seedbed");
+    assert!(!state.join("native").exists() && !state.join("images").exists());
+}
