@@ -218,9 +218,8 @@ fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
 /// What the engine said.
 pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Pruned, Error> {
     let images = list(ctx, engine).await?;
-    let ours = |project: &str| {
-        ctx.config.project == project || !camino::Utf8Path::new(project).exists()
-    };
+    let ours =
+        |project: &str| ctx.config.project == project || !camino::Utf8Path::new(project).exists();
     let (kept, removed) = fates(images, &ctx.config.images, ours);
     if !dry_run && !removed.is_empty() {
         let names: Vec<&str> = removed.iter().map(|image| image.name.as_str()).collect();

@@ -31,6 +31,11 @@ impl Range {
     pub(super) fn bytes(self) -> u64 {
         u64::from(self.step) * BLOCK_BYTES
     }
+
+    /// Bytes of a table that a whole range of it stands for, long values included.
+    pub(super) fn share(self, table: &Relation) -> u64 {
+        (table.bytes / u64::from(table.blocks.max(1)) * u64::from(self.step)).min(table.bytes)
+    }
 }
 
 /// A table up to this size (with its TOAST table) shares an object with others: some thousand rows.
@@ -95,6 +100,12 @@ pub(super) fn jobs(
 fn ranges(table: &Relation, chunk_bytes: u64, version_num: i32) -> Vec<Option<Range>> {
     let mut step = u32::try_from(chunk_bytes / BLOCK_BYTES).unwrap_or(u32::MAX).max(16);
     let splits = table.heap && table.extension.is_none() && version_num >= TID_RANGE_SCAN;
+    // Long values lie beside the table, so its blocks stand for many more bytes. By halves, because the
+    // borders move when this does.
+    let per_block = table.bytes / u64::from(table.blocks.max(1));
+    while step > 1 && u64::from(step) * per_block > 2 * chunk_bytes {
+        step /= 2;
+    }
     if !splits || table.blocks <= step {
         return vec![None];
     }
@@ -155,6 +166,15 @@ mod tests {
             panic!("not split");
         };
         assert_eq!(last.bytes(), 16 * 1024 * 1024);
+    }
+
+    #[test]
+    fn a_table_of_long_values_is_cut_by_their_bytes() {
+        let long = |bytes| Relation { bytes, ..table(100) };
+        let count = |bytes| jobs(&[long(bytes)], &[], 4 * 1024 * 1024, 150_000).len();
+        assert_eq!(count(100 * 8192), 1, "its blocks alone are one range");
+        assert_eq!(count(400 * 1024 * 1024), 50, "two blocks of 4 MiB in a range");
+        assert_eq!(count(100 << 30), 100, "a block cannot be cut");
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Run<'_> {
                 let relation = &work.tables[*table];
                 let owner = Owner::Table { at: *table, from: range.map_or(0, |range| range.from) };
                 output.copy(session, work.snapshot, relation, *range, owner).await?;
-                range.map_or(relation.bytes, |range| range.bytes().min(relation.bytes))
+                range.map_or(relation.bytes, |range| range.share(relation))
             }
             Job::Small { tables } => {
                 for at in tables {

@@ -104,7 +104,10 @@ impl Calls {
     fn look(&self, bytes: &[u8], held: &AtomicBool) {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
         let line = text.lines().next().unwrap_or_default();
-        if !["GET /", "POST /", "PUT /", "DELETE /", "HEAD /"].iter().any(|word| line.starts_with(word)) {
+        if !["GET /", "POST /", "PUT /", "DELETE /", "HEAD /"]
+            .iter()
+            .any(|word| line.starts_with(word))
+        {
             return;
         }
         self.seen.lock().expect("no thread panics with it").push(line.to_owned());

@@ -139,7 +139,8 @@ async fn native_killed_at_any_rename_of_a_reset_serves_the_old_or_the_new_databa
         let most = if harness::full() { 400 } else { 12 };
         let mut count = 0;
         for number in (1..=most).step_by(if calls == "ioctl" { 97 } else { 1 }) {
-            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["reset", "--keep"]);
+            let (run, hit) =
+                strace::killed_at(&project.sandbox, calls, number).run(&["reset", "--keep"]);
             if run.code == Some(0) {
                 break;
             }
