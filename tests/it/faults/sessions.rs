@@ -354,13 +354,14 @@ async fn f09_a_standby_that_cancels_the_run_is_read_again_and_then_given_up() {
     case.reaches_its_goal().await;
 }
 
+/// More text than what one upload leaves room for: its COPY waits in the middle.
+const WIDE: &str =
+    "create table wide as select n, repeat(md5(n::text), 20000) from generate_series(1, 40) n;";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f10_time_outs_of_role_and_database_do_not_end_a_dump() {
-    // More text than what one upload leaves room for: its COPY waits in the middle.
-    let wide =
-        "create table wide as select n, repeat(md5(n::text), 20000) from generate_series(1, 40) n;";
-    let case =
-        Case::on(harness::server(), &format!("{}{wide}", super::SHOP), "uploads = 1\n").await;
+    let sql = format!("{}{WIDE}", super::SHOP);
+    let case = Case::on(harness::server(), &sql, "uploads = 1\n").await;
     for (whose, value) in [
         (format!("role {}", case.reader.name), "150ms"),
         (format!("database {}", case.source.name()), "150ms"),
@@ -433,7 +434,7 @@ async fn f10_the_transaction_time_out_of_newer_servers_does_not_end_a_dump() {
     }
     let server = newer_server().await;
     let source = server.create_database().await;
-    source.run(SHOP).await;
+    source.run(&format!("{SHOP}{WIDE}")).await;
     let name = source.name().to_owned();
     run_sql(&server.admin, &format!("alter database {name} set transaction_timeout = '150ms'"))
         .await;
@@ -446,6 +447,7 @@ async fn f10_the_transaction_time_out_of_newer_servers_does_not_end_a_dump() {
     let word = source.target.password.as_ref().map_or("", secrecy::ExposeSecret::expose_secret);
     prod.set("PROD_WORD", word);
     prod.write("conf/prod.toml", super::environment(&source.target, "PROD_WORD"));
+    prod.set("SEEDBED_SNAPSHOT_UPLOADS", "1");
     let pause = Pause::at(&s3, is_chunk_upload);
     let mut command = prod.command(CREATE);
     command.env("SEEDBED_STORE_ENDPOINT", pause.endpoint());
@@ -463,7 +465,7 @@ async fn f10_the_transaction_time_out_of_newer_servers_does_not_end_a_dump() {
     let run = prod.ended(CREATE, output).succeeds();
     assert!(!run.stderr.contains("again"), "{}", run.stderr);
     let verified = prod.run(&["snapshot", "verify", "--env", "prod"]).succeeds();
-    assert!(verified.stdout.contains("14,600 rows"), "{}", verified.stdout);
+    assert!(verified.stdout.contains("14,640 rows"), "{}", verified.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
