@@ -769,10 +769,13 @@ async fn force_drop(session: &Session, name: &str) -> Result<(), Error> {
     let fail = |error| Error::Sql { what: "drop database", database: name.to_owned(), error };
     refuse_prepared(session, name).await?;
     drop_subscriptions(session, name).await.map_err(fail)?;
-    session
-        .batch(&format!("alter database {} with is_template false", quote::ident(name)))
-        .await
-        .map_err(fail)?;
+    // One whose removal was cut off is invalid: it can be dropped and nothing else.
+    let template = "select datistemplate from pg_database where datname = $1";
+    let row = session.query_opt(template, &[&name]).await.map_err(fail)?;
+    if row.is_some_and(|row| row.get(0)) {
+        let sql = format!("alter database {} with is_template false", quote::ident(name));
+        session.batch(&sql).await.map_err(fail)?;
+    }
     // Not for ever: whoever waits for Ctrl-C waits for this.
     session.batch(&format!("set lock_timeout = '{DROP_LOCK_TIMEOUT}'")).await.map_err(fail)?;
     let drop = format!("drop database {} with (force)", quote::ident(name));

@@ -48,6 +48,26 @@ async fn reset_gives_clean_data_and_ends_the_sessions_of_others() {
     assert_eq!(project.run(&args).succeeds().stdout.trim(), "5000");
 }
 
+/// What an interrupted `drop database` leaves can be dropped, and altered in no way.
+#[tokio::test]
+async fn a_scratch_database_whose_removal_was_cut_off_is_removed_by_the_next_run() {
+    let project = ready().await;
+    let admin = project.admin();
+    let name = format!("{}__scratch_0badcafe", project.database);
+    run_sql(&admin, &format!("create database {name}")).await;
+    let marker = format!(
+        r#"seedbed {{"format":1,"kind":"scratch","database":"{}","made_at":"2026-01-01T00:00:00Z"}}"#,
+        project.database
+    );
+    run_sql(&admin, &format!("comment on database {name} is '{marker}'")).await;
+    let sql = format!("update pg_database set datconnlimit = -2 where datname = '{name}'");
+    run_sql(&admin, &sql).await;
+    let up = project.run(&["up"]).succeeds();
+    let said = format!("removed `{name}`, left over from a run that was cut off");
+    assert!(up.stderr.contains(&said), "{}", up.stderr);
+    assert_eq!(project.databases().await, ["live", "template"]);
+}
+
 #[tokio::test]
 async fn reset_builds_anew_after_whatever_decides_about_the_result_has_changed() {
     let project = ready().await;
