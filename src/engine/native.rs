@@ -131,6 +131,7 @@ impl NativeEngine {
         let step = ctx.report.step("start PostgreSQL from local binaries");
         self.recover()?;
         self.check_copy()?;
+        self.disown_lock_file()?;
         self.check_data(&state)?;
         let password = match (state.password(), &self.password) {
             (Some(known), _) => known,
@@ -179,7 +180,21 @@ impl NativeEngine {
         let pid = lines.first()?.trim().parse::<i32>().ok()?;
         let port = lines.get(3)?.trim().parse().ok()?;
         // After a crash the number may belong to another process: then nobody listens.
-        (is_alive(pid) && !port::is_free(port)).then_some(port)
+        (is_alive(pid) && is_postgres(pid) && !port::is_free(port)).then_some(port)
+    }
+
+    /// After a crash the number in the lock file may be that of another process, which PostgreSQL would
+    /// take for its server. Only the number is replaced, by one that no process has: by the rest
+    /// PostgreSQL sees whether orphans of the old server still use its memory.
+    fn disown_lock_file(&self) -> Result<(), Error> {
+        let path = self.data().join("postmaster.pid");
+        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
+        let Some((number, rest)) = text.split_once('\n') else { return Ok(()) };
+        let Ok(pid) = number.trim().parse::<i32>() else { return Ok(()) };
+        if !is_alive(pid) || is_postgres(pid) {
+            return Ok(());
+        }
+        fs_err::write(&path, format!("{}\n{rest}", i32::MAX)).map_err(Error::file("write", &path))
     }
 
     /// Of which folder ours is a copy, lock file and all: the file names the folder that its server runs
@@ -452,6 +467,23 @@ fn is_alive(pid: i32) -> bool {
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
         Ok(()) | Err(nix::errno::Errno::EPERM) => true,
         Err(_) => false,
+    }
+}
+
+/// Whether this process is a server; `true` where that cannot be told.
+fn is_postgres(pid: i32) -> bool {
+    if let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        return name.trim() == "postgres";
+    }
+    let ps = std::process::Command::new("ps")
+        .args(["-o", "comm=", "-p", &pid.to_string()])
+        .stdin(Stdio::null())
+        .output();
+    match ps {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).contains("postgres")
+        }
+        Ok(_) | Err(_) => true,
     }
 }
 

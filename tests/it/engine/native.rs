@@ -117,3 +117,31 @@ async fn a_copy_of_a_project_never_takes_the_originals_server_for_its_own() {
     copy.engine().await.ensure(&copy.context()).await.expect("starts anew");
     seedbed::pg::Session::connect(&server.admin).await.expect("the original's runs on");
 }
+
+/// After a crash the number in the server's lock file may be that of another process of the same user.
+#[tokio::test(flavor = "multi_thread")]
+async fn f31_a_lock_file_with_the_number_of_another_process_holds_nobody_up() {
+    let project = Project::new(&native_config());
+    let ctx = project.context();
+    let first = project.engine().await.ensure(&ctx).await.expect("starts");
+    let data = project.dir.join(".seedbed/native/data");
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).expect("a server runs");
+    let (pid, rest) = text.split_once('\n').expect("several lines");
+    shell(&format!("kill -9 {pid}; while pgrep -f -- '-D {data}' >/dev/null; do sleep 0.05; done"));
+    let user = shell(&format!("stat -c %u {data}"));
+    let as_user =
+        if shell("id -u") == "0" { format!("setpriv --reuid={user} ") } else { String::new() };
+    let mut other = std::process::Command::new("sh")
+        .args(["-c", &format!("exec {as_user}sleep 300")])
+        .spawn()
+        .expect("there is a shell");
+    let lock = data.join("postmaster.pid");
+    std::fs::write(&lock, format!("{}\n{rest}", other.id())).expect("we are root or the owner");
+    let found = project.engine().await.running(&ctx).await.expect("asked");
+    assert!(found.is_none(), "another process is no server");
+    let second = project.engine().await.ensure(&ctx).await.expect("starts");
+    assert_eq!(second.system_identifier, first.system_identifier);
+    assert!(other.try_wait().expect("our own child").is_none(), "the other process goes on");
+    other.kill().expect("our own child");
+    other.wait().expect("our own child");
+}

@@ -7,9 +7,11 @@
 //! [`elsewhere`], which no snapshot names.
 
 mod ci;
+mod disk_full;
 mod engines;
 mod image_kills;
 mod images;
+mod killed_server;
 mod many;
 mod reset;
 mod seed;

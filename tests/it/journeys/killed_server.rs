@@ -1,0 +1,53 @@
+//! F33: the server dies under a run: the run says so, the next one starts it again, and the database that
+//! people use is as it was.
+
+use super::images::shell;
+use super::{ITEMS, Project, docker_is_here, until};
+use crate::harness::postgres::run_sql;
+
+const SLEEPS: &str = "select count(*) > 0 from pg_stat_activity where wait_event = 'PgSleep'";
+
+async fn dies_while_a_database_is_built(project: &Project, kill: &str) {
+    project.run(&["up"]).succeeds();
+    project.sql("update shop.item set label = 'used'").await;
+    project.sandbox.write("sql/V3__later.sql", "create table shop.later (); select pg_sleep(120);");
+    let mut command = project.sandbox.command(&["reset"]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().expect("the program was built for this suite");
+    until(&project.admin(), SLEEPS, "t").await;
+    shell(kill);
+    let output = child.wait_with_output().expect("our own child");
+    let run = project.sandbox.ended(&["reset"], output).exits(5);
+    assert!(run.stderr.contains("V3__later.sql"), "{}", run.stderr);
+
+    project.sandbox.write("sql/V3__later.sql", "create table shop.later ();");
+    project.run(&["up"]).succeeds();
+    let used = format!("select count(*) = {ITEMS} from shop.item where label = 'used'");
+    assert_eq!(project.text(&used).await, "t", "the database is the one that was used");
+    assert_eq!(project.databases().await, ["live", "template"], "nothing half built is left");
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.text(&used).await, "f");
+    run_sql(&project.live(), "select from shop.later").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f33_a_container_that_is_killed_under_a_reset_is_started_again() {
+    if !docker_is_here() {
+        return;
+    }
+    let project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
+    let of_project = format!("--filter label=seedbed.path={}", project.sandbox.project());
+    let kill = format!("docker kill $(docker ps -q {of_project})");
+    dies_while_a_database_is_built(&project, &kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f33_a_local_server_that_is_killed_under_a_reset_is_started_again() {
+    let project = Project::native().with_snapshot().await;
+    let data = format!("{}/.seedbed/native/data", project.sandbox.project());
+    dies_while_a_database_is_built(
+        &project,
+        &format!("kill -9 $(head -n 1 {data}/postmaster.pid)"),
+    )
+    .await;
+}
