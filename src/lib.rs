@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod engine;
 pub mod env;
 pub mod error;
+pub(crate) mod git;
 pub mod guard;
 pub mod image;
 pub mod init;
