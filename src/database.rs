@@ -92,8 +92,26 @@ pub struct Marker {
     pub origin: Option<Origin>,
     /// Of templates, and of what was cloned from one.
     pub fingerprint: Option<String>,
+    /// The same without the migration scripts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Of templates: the migration history in them, which nobody can connect to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<Applied>,
     /// RFC 3339, by the clock of the machine that ran seedbed.
     pub made_at: String,
+}
+
+/// A row of a migration history, as far as it decides which checkouts it fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    pub rank: i32,
+    pub version: Option<String>,
+    pub description: String,
+    /// The column `type`.
+    pub kind: String,
+    pub checksum: Option<i32>,
+    pub success: bool,
 }
 
 const MARKER_FORMAT: u32 = 1;
@@ -107,6 +125,8 @@ impl Marker {
             database: database.to_owned(),
             origin: None,
             fingerprint: None,
+            base: None,
+            applied: Vec::new(),
             made_at: jiff::Timestamp::now().to_string(),
         }
     }
@@ -317,7 +337,7 @@ impl Scratch {
             |error| Error::Sql { what: "clone template", database: template.to_owned(), error };
         block_and_end(&guard, template).await.map_err(fail)?;
         copy(ctx, &guard, server, &name, template, owner).await?;
-        let marker = Marker { kind: Kind::Scratch, ..marker.clone() };
+        let marker = Marker { kind: Kind::Scratch, applied: Vec::new(), ..marker.clone() };
         set_marker(&guard, &name, &marker).await?;
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
     }
@@ -347,9 +367,15 @@ impl Scratch {
         self.marker.origin = Some(origin);
     }
 
-    /// Notes what it was built from, for templates.
+    /// Notes what it was built from, for templates, and that it is whole as of now.
     pub fn set_fingerprint(&mut self, fingerprint: &str) {
         self.marker.fingerprint = Some(fingerprint.to_owned());
+        self.marker.made_at = jiff::Timestamp::now().to_string();
+    }
+
+    /// Notes the same without the migration scripts.
+    pub fn set_base(&mut self, base: Option<String>) {
+        self.marker.base = base;
     }
 
     /// What its marker says.
@@ -494,6 +520,16 @@ pub async fn bring_back(ctx: &Context, session: &Session, final_name: &str) -> R
     // It may have been closed to be replaced.
     allow_connections(session, final_name, "true").await.map_err(fail)?;
     Ok(true)
+}
+
+/// How many others are connected to a database.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn sessions(session: &Session, name: &str) -> Result<i64, pg::Error> {
+    let sql = "select count(*) from pg_stat_activity
+               where datname = $1 and backend_type = 'client backend'";
+    Ok(session.query_one(sql, &[&name]).await?.get(0))
 }
 
 /// Tells whose sessions were ended.

@@ -6,6 +6,7 @@
 //! Two acts carry the promises: *build beside, then swap* ([`database`]) and *publish, manifest
 //! last* ([`snapshot`]).
 
+pub(crate) mod ancestor;
 pub mod check;
 pub mod cli;
 pub mod config;

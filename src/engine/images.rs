@@ -75,6 +75,19 @@ impl Engine {
         }
     }
 
+    /// Forgets what [`Self::replace`] has kept.
+    ///
+    /// # Errors
+    /// Why it stays.
+    pub async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.drop_kept(ctx).await,
+            Self::Native(engine) => engine.drop_kept(),
+            Self::Embedded(engine) => engine.native(ctx).drop_kept(),
+            Self::External(_) => Ok(()),
+        }
+    }
+
     /// Whether clones can share blocks here; what is needed for it is made.
     ///
     /// # Errors

@@ -10,6 +10,13 @@ use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
 impl DockerEngine {
+    /// Forgets what [`Self::replace`] has kept.
+    pub(in crate::engine) async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        self.act(ctx, &state, &image, "settle", &[]).await.map(drop)
+    }
+
     /// Freezes the environment's data as the image `name`; its server is down for a moment. Data that
     /// lies in a volume of its own moves into the pool first.
     pub(in crate::engine) async fn freeze(
@@ -23,7 +30,8 @@ impl DockerEngine {
         if pool_of(&state).is_none() {
             self.adopt(ctx, &mut state, &image).await?;
         }
-        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
+        let arguments: Vec<&str> = std::iter::once(name).chain(pieces(facts)).collect();
+        let frozen = self.act(ctx, &state, &image, "freeze", &arguments).await;
         // Frozen or not, the server comes up again.
         let server = self.answering(ctx, &mut state).await?;
         frozen?;
@@ -81,6 +89,11 @@ impl DockerEngine {
         name: &str,
         keep: Keep,
     ) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        if pool_of(&state).is_none() {
+            let image = image::ensure(ctx, &self.client, &self.image).await?;
+            self.adopt(ctx, &mut state, &image).await?;
+        }
         self.turn(ctx, "replace", &[name, &generation()], keep).await
     }
 
@@ -135,17 +148,17 @@ impl DockerEngine {
         pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
     }
 
-    /// Only where the environment lies in the pool already: else it has no image that it could serve.
+    /// Also where only other environments lie in the pool: this one moves there to serve its clone.
     pub(in crate::engine) async fn image_facts(
         &self,
         ctx: &Context,
         name: &str,
     ) -> Result<Option<String>, Error> {
         let state = state::read(ctx)?;
-        if pool_of(&state).is_none() {
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        if self.pool(ctx, &state, &image).await?.is_none() {
             return Ok(None);
         }
-        let image = image::ensure(ctx, &self.client, &self.image).await?;
         let facts = self.act(ctx, &state, &image, "facts", &[name]).await?;
         Ok((!facts.trim().is_empty()).then_some(facts))
     }
@@ -249,7 +262,35 @@ impl DockerEngine {
     }
 }
 
+/// Bytes of one argument; Linux takes 128 KiB (`MAX_ARG_STRLEN`), and a long history is longer.
+const PIECE: usize = 64 << 10;
+
+/// A text as arguments.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = (0..=rest.len().min(PIECE)).rfind(|&end| rest.is_char_boundary(end))?;
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// A name for a new data directory of an environment.
 fn generation() -> String {
     format!("g-{}", super::clients::random_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PIECE, pieces};
+
+    #[test]
+    fn a_long_text_comes_in_pieces_that_arguments_can_hold() {
+        for text in [String::new(), "x".repeat(PIECE), "ü".repeat(PIECE * 2 + 1)] {
+            let all: Vec<&str> = pieces(&text).collect();
+            assert!(all.iter().all(|piece| piece.len() <= PIECE && !piece.is_empty()));
+            assert_eq!(all.concat(), text);
+        }
+    }
 }

@@ -139,6 +139,11 @@ impl NativeEngine {
         rename(&self.old(), &self.kept())
     }
 
+    pub(in crate::engine) fn drop_kept(&self) -> Result<(), Error> {
+        self.settle_old()?;
+        remove_dir(&self.kept())
+    }
+
     async fn stop_for_images(&self, ctx: &Context) -> Result<(), Error> {
         if let Some(port) = self.serving() {
             self.checkpoint(&state::read(ctx)?, port).await;

@@ -10,6 +10,7 @@ mod ci;
 mod engines;
 mod images;
 mod many;
+mod nearest;
 mod reset;
 mod seed;
 mod snapshots;

@@ -64,7 +64,7 @@ sweep_generations() {
 }
 
 case "$act" in
-  # freeze NAME FACTS: the current data as an image.
+  # freeze NAME FACTS...: the current data as an image. The facts come in pieces, to be put together.
   freeze)
     image="$root/images/$1"
     hold
@@ -77,7 +77,8 @@ case "$act" in
     # Nor may it have come up meanwhile.
     stopped_cleanly "$env/current/"
     release
-    printf '%s\n' "$2" >"$part/image.json"
+    shift
+    printf '%s' "$@" >"$part/image.json"
     [ ! -d "$image" ] || mv -T "$image" "$root/images/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
     rm -rf "$root/images"/.gone.*
