@@ -7,6 +7,7 @@
 //! last* ([`snapshot`]).
 
 pub(crate) mod ancestor;
+pub mod branch;
 pub mod check;
 pub mod cli;
 pub mod config;

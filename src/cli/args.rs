@@ -23,6 +23,9 @@ pub struct Global {
     /// Environment: a file of conf/ (default: SEEDBED_ENV, default_env, dev)
     #[arg(long, global = true, value_name = "NAME")]
     pub env: Option<String>,
+    /// Branch: an environment of its own; `git`: the one that git is on (default: SEEDBED_BRANCH, none)
+    #[arg(long, global = true, value_name = "NAME")]
+    pub branch: Option<String>,
     /// Project folder (default: SEEDBED_PROJECT, nearest parent with conf/, flyway.conf or flyway.toml)
     #[arg(long, global = true, value_name = "DIR")]
     pub project: Option<Utf8PathBuf>,
@@ -89,6 +92,13 @@ pub enum Command {
     /// Frozen servers, from which `reset` clones
     #[command(subcommand, after_help = "Example: seedbed images list")]
     Images(Images),
+    /// Environments beside the default one
+    #[command(
+        subcommand,
+        after_help = "Example: seedbed up --branch add-orders\n         \
+                      seedbed branch list"
+    )]
+    Branch(Branch),
     /// Replace the database by a chosen snapshot, or load a file into it
     #[command(after_help = "Example: seedbed seed --snapshot latest\n         \
                             seedbed seed --file extra.sql.gz")]
@@ -164,6 +174,7 @@ impl Command {
             Self::Reset(_) => "reset",
             Self::UndoReset => "undo-reset",
             Self::Images(_) => "images",
+            Self::Branch(_) => "branch",
             Self::Seed(_) => "seed",
             Self::Down(_) => "down",
             Self::Status => "status",
@@ -196,6 +207,11 @@ impl Command {
             Self::Users(Users::Check) => Some("users check"),
             _ => None,
         }
+    }
+
+    /// Whether it is about all of the project's environments, whichever is meant by `--branch`.
+    pub fn is_about_all(&self) -> bool {
+        matches!(self, Self::Branch(Branch::List | Branch::Delete { .. }))
     }
 }
 
@@ -235,6 +251,16 @@ pub enum Images {
     /// Remove what is old or too much; only shows it without --yes
     #[command(after_help = "Example: seedbed images prune --yes")]
     Prune,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Branch {
+    /// Each environment of the project: whether it runs, where, its data, its saved points
+    #[command(after_help = "Example: seedbed branch list --json")]
+    List,
+    /// Remove a branch's environment with all of its data (asks; --yes)
+    #[command(after_help = "Example: seedbed branch delete add-orders --yes")]
+    Delete { name: String },
 }
 
 #[derive(Debug, Args)]

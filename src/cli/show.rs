@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 
+use crate::branch;
 use crate::config;
 use crate::database::Origin;
 use crate::engine::Stopped;
@@ -88,6 +89,9 @@ fn steps(steps: &[StepRecord]) -> String {
 
 pub(super) fn status(status: &Status) -> String {
     let mut text = format!("environment  {}\n", status.environment);
+    if let Some(branch) = &status.branch {
+        text.push_str(&format!("branch       {branch}\n"));
+    }
     let Some(server) = &status.server else {
         return format!("{text}server       none runs here: `seedbed up` starts it");
     };
@@ -281,6 +285,52 @@ pub(super) fn users_dry_run(plan: &users::DryRun) -> String {
 /// A dry run in a line per script.
 pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
     plan.scripts.iter().map(|script| format!("run {}", script.script)).collect()
+}
+
+pub(super) fn branches(list: &[branch::Listed]) -> String {
+    let rows: Vec<[String; 5]> = list
+        .iter()
+        .map(|listed| {
+            let server = match (&listed.engine, listed.port) {
+                (None, _) => "none yet".to_owned(),
+                (Some(engine), None) => engine.clone(),
+                (Some(engine), Some(port)) => format!("{engine}, port {port}"),
+            };
+            let data = match (&listed.problem, &listed.url) {
+                (Some(problem), _) => problem.clone(),
+                (None, Some(_)) => origin(listed.origin.as_ref()),
+                (None, None) => String::new(),
+            };
+            [
+                listed.name.clone().unwrap_or_else(|| "(default)".to_owned()),
+                if listed.running { "yes" } else { "no" }.to_owned(),
+                server,
+                listed.bytes.map(format::bytes).unwrap_or_default(),
+                data,
+            ]
+        })
+        .collect();
+    let columns = [
+        ("branch", Align::Left),
+        ("runs", Align::Left),
+        ("server", Align::Left),
+        ("size", Align::Right),
+        ("data", Align::Left),
+    ];
+    format::table(columns, &rows).trim_end().to_owned()
+}
+
+pub(super) fn deleted_branch(deleted: &branch::Deleted) -> String {
+    let mut text = String::new();
+    for stopped in &deleted.stopped {
+        if let Some(server) = &stopped.server {
+            text.push_str(&format!("stopped {server}\n"));
+        }
+        if let Some(data) = &stopped.data_removed {
+            text.push_str(&format!("removed {data}\n"));
+        }
+    }
+    format!("{text}removed branch {}", deleted.name)
 }
 
 pub(super) fn images(images: &[image::Listed]) -> String {

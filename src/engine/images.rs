@@ -88,6 +88,18 @@ impl Engine {
         }
     }
 
+    /// Bytes on the disk of the environment's data, where they can be counted without a server.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn stored_bytes(&self, ctx: &Context) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Native(engine) => engine.stored_bytes(),
+            Self::Embedded(engine) => engine.native(ctx).stored_bytes(),
+            Self::Docker(_) | Self::External(_) => Ok(None),
+        }
+    }
+
     /// Whether clones can share blocks here; what is needed for it is made.
     ///
     /// # Errors

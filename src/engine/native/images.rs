@@ -144,6 +144,10 @@ impl NativeEngine {
         remove_dir(&self.kept())
     }
 
+    pub(in crate::engine) fn stored_bytes(&self) -> Result<Option<u64>, Error> {
+        if self.home.is_dir() { size(&self.home).map(Some) } else { Ok(None) }
+    }
+
     async fn stop_for_images(&self, ctx: &Context) -> Result<(), Error> {
         if let Some(port) = self.serving() {
             self.checkpoint(&state::read(ctx)?, port).await;

@@ -13,14 +13,14 @@ use super::{Project, docker_is_here};
 use crate::harness::postgres::newest_bin_dir;
 use crate::harness::{require, unique, watchdog};
 
-fn shell(command: &str) -> String {
+pub(super) fn shell(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("there is a shell");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// A project whose server runs in Docker, and the name of its pool.
-async fn in_docker() -> Option<(Project, String)> {
+pub(super) async fn in_docker() -> Option<(Project, String)> {
     if !docker_is_here() {
         return None;
     }
