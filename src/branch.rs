@@ -14,6 +14,7 @@ use crate::engine::{self, Server, Stopped, Volumes, state};
 use crate::error::{self, Exit};
 use crate::lock;
 use crate::pg::Session;
+use crate::saved::{self, Point};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,7 +47,7 @@ impl Error {
     }
 }
 
-fn there_are(known: &[String]) -> String {
+pub(crate) fn there_are(known: &[String]) -> String {
     match known {
         [] => String::new(),
         known => {
@@ -57,7 +58,7 @@ fn there_are(known: &[String]) -> String {
 }
 
 /// The known name that is most like `name`, if one is.
-fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     // Below, the suggestion is more often wrong than right.
     const SIMILAR: f64 = 0.6;
     known
@@ -85,6 +86,9 @@ pub struct Listed {
     pub made_at: Option<String>,
     /// Of its databases while it runs, else of its folder where there is one.
     pub bytes: Option<u64>,
+    pub points: Vec<Point>,
+    /// While it does not run there may be more points.
+    pub points_complete: bool,
     /// Why it cannot be looked at.
     pub problem: Option<String>,
 }
@@ -122,6 +126,8 @@ async fn look(ctx: &Context) -> Listed {
         origin: None,
         made_at: None,
         bytes: None,
+        points: Vec::new(),
+        points_complete: false,
         problem: None,
     };
     match look_closely(ctx, nothing.clone()).await {
@@ -149,12 +155,17 @@ async fn look_closely(ctx: &Context, nothing: Listed) -> Result<Listed, error::E
         ..nothing
     };
     match connect::running(ctx).await? {
-        None => Ok(Listed { bytes: engine.stored_bytes(ctx)?, ..found }),
+        None => Ok(Listed {
+            bytes: engine.stored_bytes(ctx)?,
+            points: saved::frozen_at_rest(ctx, &engine).await?,
+            ..found
+        }),
         Some(server) => {
             let session = connect::session(&server.admin).await?;
+            let points = saved::points(ctx, &engine, &session).await?;
             let found = in_server(ctx, &server, &session, found).await?;
             session.close().await;
-            Ok(found)
+            Ok(Listed { points, points_complete: true, ..found })
         }
     }
 }

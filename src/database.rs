@@ -5,6 +5,8 @@
 //! carries a marker, a comment `seedbed {…}` on the database; nothing without it is ever dropped,
 //! and the marker is read in the session that drops.
 
+pub(crate) mod points;
+
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -71,6 +73,8 @@ pub enum Kind {
     Retired,
     /// Replaced and kept, to be brought back.
     Kept,
+    /// A copy of the live one as it was, to come back to.
+    Saved,
 }
 
 /// Where the rows came from.
@@ -98,6 +102,9 @@ pub struct Marker {
     /// Of templates: the migration history in them, which nobody can connect to read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
+    /// Of saved ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<points::Point>,
     /// RFC 3339, by the clock of the machine that ran seedbed.
     pub made_at: String,
 }
@@ -127,6 +134,7 @@ impl Marker {
             fingerprint: None,
             base: None,
             applied: Vec::new(),
+            point: None,
             made_at: jiff::Timestamp::now().to_string(),
         }
     }
@@ -337,7 +345,8 @@ impl Scratch {
             |error| Error::Sql { what: "clone template", database: template.to_owned(), error };
         block_and_end(&guard, template).await.map_err(fail)?;
         copy(ctx, &guard, server, &name, template, owner).await?;
-        let marker = Marker { kind: Kind::Scratch, applied: Vec::new(), ..marker.clone() };
+        let marker =
+            Marker { kind: Kind::Scratch, applied: Vec::new(), point: None, ..marker.clone() };
         set_marker(&guard, &name, &marker).await?;
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
     }
@@ -649,7 +658,7 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
         // told by its name, and only on a server that is ours alone.
         let unmarked = found.marker.is_none()
             && server.started_by_us
-            && ["scratch", "template"]
+            && ["scratch", "template", "saved"]
                 .iter()
                 .any(|kind| found.name.starts_with(&name_stem(final_name, kind)));
         let leftover = unmarked

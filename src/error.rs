@@ -4,8 +4,8 @@
 //! exhaustive matches. Exit codes are a contract (README, section Exit codes).
 
 use crate::{
-    branch, config, database, engine, lock, migrate, pg, scratch_server, seed, snapshot, store,
-    users,
+    branch, config, database, engine, lock, migrate, pg, saved, scratch_server, seed, snapshot,
+    store, users,
 };
 
 /// What the process ends with.
@@ -77,6 +77,8 @@ pub enum Error {
     #[error(transparent)]
     Branch(#[from] branch::Error),
     #[error(transparent)]
+    Saved(#[from] saved::Error),
+    #[error(transparent)]
     Seed(#[from] seed::Error),
 }
 
@@ -103,6 +105,7 @@ impl Error {
             Self::ScratchServer(error) => error.exit(),
             Self::Proof(error) => error.exit(),
             Self::Branch(error) => error.exit(),
+            Self::Saved(error) => error.exit(),
             Self::Seed(error) => error.exit(),
         }
     }
@@ -136,6 +139,7 @@ impl Error {
             Self::ScratchServer(error) => error.hints(),
             Self::Proof(error) => error.hints(),
             Self::Branch(error) => error.hints(),
+            Self::Saved(error) => error.hints(),
             Self::Seed(error) => error.hints(),
         }
     }

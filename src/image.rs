@@ -154,7 +154,7 @@ pub(crate) async fn freeze(
                 database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
             }
             Kind::Live => live = Some(marker),
-            Kind::Scratch | Kind::Retired | Kind::Kept => {}
+            Kind::Scratch | Kind::Retired | Kind::Kept | Kind::Saved => {}
         }
     }
     let Some((marker, fingerprint)) =

@@ -29,6 +29,7 @@ pub mod pg;
 pub mod prove;
 pub mod reference;
 pub mod report;
+pub mod saved;
 pub mod scratch_server;
 pub mod seed;
 pub mod snapshot;

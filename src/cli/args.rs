@@ -92,11 +92,12 @@ pub enum Command {
     /// Frozen servers, from which `reset` clones
     #[command(subcommand, after_help = "Example: seedbed images list")]
     Images(Images),
-    /// Environments beside the default one
+    /// Environments beside the default one, and points to come back to
     #[command(
         subcommand,
         after_help = "Example: seedbed up --branch add-orders\n         \
-                      seedbed branch list"
+                      seedbed branch list\n         \
+                      seedbed branch save before-orders"
     )]
     Branch(Branch),
     /// Replace the database by a chosen snapshot, or load a file into it
@@ -204,6 +205,8 @@ impl Command {
         match self {
             Self::Up(_) | Self::Reset(_) | Self::Seed(_) | Self::Ci(_) => Some(self.name()),
             Self::UndoReset => Some(self.name()),
+            Self::Branch(Branch::Save { .. }) => Some("branch save"),
+            Self::Branch(Branch::Restore { .. }) => Some("branch restore"),
             Self::Users(Users::Check) => Some("users check"),
             _ => None,
         }
@@ -261,6 +264,21 @@ pub enum Branch {
     /// Remove a branch's environment with all of its data (asks; --yes)
     #[command(after_help = "Example: seedbed branch delete add-orders --yes")]
     Delete { name: String },
+    /// Save the database as it is now, to come back to it
+    #[command(after_help = "Example: seedbed branch save before-orders\n         \
+                            seedbed branch save before-orders --replace")]
+    Save {
+        name: String,
+        /// Instead of an older point of this name
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Replace the database by a saved point
+    #[command(after_help = "Example: seedbed branch restore before-orders")]
+    Restore { name: String },
+    /// Remove a saved point
+    #[command(after_help = "Example: seedbed branch forget before-orders")]
+    Forget { name: String },
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use crate::error::{Error, Exit};
 use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
 use crate::snapshot::{export, find, prune, verify};
 use crate::store::Store;
-use crate::{branch, connect, doctor, image, init, migrate, report, status};
+use crate::{branch, connect, doctor, image, init, migrate, report, saved, status};
 
 /// Commands that need no project.
 pub(super) fn without_project(
@@ -257,6 +257,19 @@ async fn branch_verb(ctx: &Context, verb: &args::Branch) -> Result<Outcome, Erro
             Outcome::done(show::branches(&list), &list)
         }
         args::Branch::Delete { name } => delete_branch(ctx, name).await,
+        args::Branch::Save { name, replace } => {
+            let over = if *replace { saved::Over::Yes } else { saved::Over::No };
+            let done = saved::save(ctx, name, over).await?;
+            Outcome::done(show::saved(&done), &done)
+        }
+        args::Branch::Restore { name } => {
+            let done = saved::restore(ctx, name).await?;
+            Outcome::done(show::restored(&done), &done)
+        }
+        args::Branch::Forget { name } => {
+            let point = saved::forget(ctx, name).await?;
+            Outcome::done(format!("forgot `{}`", point.name), &point)
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::journeys::{Proof, Published, Ready};
 use crate::migrate;
 use crate::report::format::{self, Align};
 use crate::report::{Check, Failure, StepRecord};
+use crate::saved;
 use crate::seed;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::retain::Fate;
@@ -288,7 +289,7 @@ pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
 }
 
 pub(super) fn branches(list: &[branch::Listed]) -> String {
-    let rows: Vec<[String; 5]> = list
+    let rows: Vec<[String; 6]> = list
         .iter()
         .map(|listed| {
             let server = match (&listed.engine, listed.port) {
@@ -306,6 +307,7 @@ pub(super) fn branches(list: &[branch::Listed]) -> String {
                 if listed.running { "yes" } else { "no" }.to_owned(),
                 server,
                 listed.bytes.map(format::bytes).unwrap_or_default(),
+                points(listed),
                 data,
             ]
         })
@@ -315,9 +317,19 @@ pub(super) fn branches(list: &[branch::Listed]) -> String {
         ("runs", Align::Left),
         ("server", Align::Left),
         ("size", Align::Right),
+        ("points", Align::Left),
         ("data", Align::Left),
     ];
     format::table(columns, &rows).trim_end().to_owned()
+}
+
+fn points(listed: &branch::Listed) -> String {
+    let names: Vec<&str> = listed.points.iter().map(|point| point.name.as_str()).collect();
+    match (names.join(", "), listed.points_complete || listed.engine.is_none()) {
+        (names, true) => names,
+        (names, false) if names.is_empty() => "?".to_owned(),
+        (names, false) => format!("{names}, ?"),
+    }
 }
 
 pub(super) fn deleted_branch(deleted: &branch::Deleted) -> String {
@@ -331,6 +343,26 @@ pub(super) fn deleted_branch(deleted: &branch::Deleted) -> String {
         }
     }
     format!("{text}removed branch {}", deleted.name)
+}
+
+pub(super) fn saved(done: &saved::Done) -> String {
+    format!(
+        "saved `{}` as `{}`, schema version {}; `seedbed branch restore {}` brings it back",
+        done.database,
+        done.point.name,
+        done.point.schema_version.as_deref().unwrap_or("none"),
+        done.point.name
+    )
+}
+
+pub(super) fn restored(done: &saved::Done) -> String {
+    format!(
+        "{}\n\n`{}` is as it was {}, schema version {}",
+        done.url,
+        done.database,
+        when(&done.point.made_at),
+        done.point.schema_version.as_deref().unwrap_or("none")
+    )
 }
 
 pub(super) fn images(images: &[image::Listed]) -> String {

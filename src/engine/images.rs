@@ -13,6 +13,15 @@ pub enum Keep {
     No,
 }
 
+/// Which frozen data directories an engine speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shelf {
+    /// Those that all environments share.
+    Images,
+    /// The points that this environment alone comes back to.
+    Points,
+}
+
 /// An image as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -72,6 +81,17 @@ impl Engine {
             Self::Native(engine) => engine.undo_replace(ctx).await,
             Self::Embedded(engine) => engine.native(ctx).undo_replace(ctx).await,
             Self::External(_) => Err(Error::NothingKept),
+        }
+    }
+
+    /// The same engine with the saved points of the environment in the place of images; `None`: its
+    /// server is somebody else's.
+    pub fn points(&self, ctx: &Context) -> Option<Self> {
+        match self {
+            Self::Docker(engine) => Some(Self::Docker(engine.points())),
+            Self::Native(engine) => Some(Self::Native(engine.points())),
+            Self::Embedded(engine) => Some(Self::Native(engine.native(ctx).points())),
+            Self::External(_) => None,
         }
     }
 

@@ -31,6 +31,7 @@ const LOG_LINES: usize = 12;
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
 /// A server from a folder of binaries.
+#[derive(Clone)]
 pub struct NativeEngine {
     bin: BinDir,
     kind: ServerKind,
@@ -40,7 +41,8 @@ pub struct NativeEngine {
     user: Option<RunAs>,
     /// Holds `data`, clones of it, and `log`.
     home: Utf8PathBuf,
-    /// Frozen data directories of the project, which its branches share, on the same file system.
+    /// Frozen data directories of the project, which its branches share, on the same file system; or
+    /// the environment's own points.
     images_dir: Utf8PathBuf,
 }
 

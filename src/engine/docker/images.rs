@@ -5,11 +5,16 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Keep, Stored};
+use crate::engine::images::{Keep, Shelf, Stored};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
 impl DockerEngine {
+    /// The same with the environment's points in the place of images: they go with its data.
+    pub(in crate::engine) fn points(&self) -> Self {
+        Self { shelf: Shelf::Points, ..self.clone() }
+    }
+
     /// Forgets what [`Self::replace`] has kept.
     pub(in crate::engine) async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
         let state = state::read(ctx)?;
@@ -166,6 +171,9 @@ impl DockerEngine {
     /// The images that are there.
     pub(in crate::engine) async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
         let state = state::read(ctx)?;
+        if self.shelf == Shelf::Points && pool_of(&state).is_none() {
+            return Ok(Vec::new());
+        }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
         let lines = self.act(ctx, &state, &image, "list", &[]).await?;
@@ -226,7 +234,10 @@ impl DockerEngine {
         act: &str,
         arguments: &[&str],
     ) -> Result<String, Error> {
-        let command = pool::act(&self.hash, act, arguments);
+        let command = match self.shelf {
+            Shelf::Images => pool::act(&self.hash, act, arguments),
+            Shelf::Points => pool::act(&self.hash, "points", &[&[act], arguments].concat()),
+        };
         let container = self.container().await?;
         let here =
             container.filter(|found| found.running && found.labels.contains_key(label::POOL));

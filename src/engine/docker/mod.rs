@@ -25,6 +25,7 @@ pub(crate) use self::clients::{ContainerTools, File, HelperContainer, Run};
 pub(super) use self::host::hex;
 use self::image::ServerImage;
 use self::pool::Pool;
+use super::images::Shelf;
 use super::state::{self, DockerState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
 use crate::config::Config;
@@ -63,6 +64,7 @@ const PORT_RELEASE: Duration = Duration::from_secs(5);
 const PORT_TRIES: usize = 5;
 
 /// The container of a project.
+#[derive(Clone)]
 pub struct DockerEngine {
     client: Client,
     image: String,
@@ -72,6 +74,7 @@ pub struct DockerEngine {
     port: Option<u16>,
     arguments: Vec<String>,
     password: Option<SecretString>,
+    shelf: Shelf,
 }
 
 /// What a start has to begin with.
@@ -132,6 +135,7 @@ impl DockerEngine {
             port: port::named(&ctx.config),
             arguments: settings::server_arguments(&ctx.config.engine),
             password: super::configured_password(&ctx.config),
+            shelf: Shelf::Images,
         })
     }
 

@@ -30,6 +30,11 @@ impl NativeEngine {
         self.home.join("data.kept")
     }
 
+    /// The same with the environment's points in the place of images: they go with its data.
+    pub(in crate::engine) fn points(&self) -> Self {
+        Self { images_dir: self.home.join("points"), ..self.clone() }
+    }
+
     fn image(&self, name: &str) -> Utf8PathBuf {
         self.images_dir.join(name)
     }

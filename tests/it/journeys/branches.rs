@@ -1,4 +1,4 @@
-//! `--branch`: environments beside the default one, on the same images.
+//! `--branch`: environments beside the default one, on the same images, and points to come back to.
 
 use seedbed::pg::{Session, Target};
 
@@ -125,6 +125,91 @@ async fn a_branch_is_refused_where_the_server_is_not_ours_to_start() {
     let run = project.run(&["snapshot", "create", "--branch", "b"]).exits(12);
     assert!(run.stderr.contains("it is protected"), "{}", run.stderr);
     assert!(!project.sandbox.project().join(".seedbed").exists(), "nothing was made");
+}
+
+/// Saved, gone on, restored, saved over, forgotten; whatever a point is made of.
+async fn comes_back(project: &Project, way: &str) {
+    project.run(&["up"]).succeeds();
+    project.sql("update shop.item set cents = 1").await;
+    let first = project.contents().await;
+    let other = Session::connect(&project.live()).await.expect("the database is there");
+    let save = project.run(&["branch", "save", "Before it"]).succeeds();
+    assert!(save.stdout.contains("as `Before it`, schema version 2"), "{}", save.stdout);
+    let ended = format!("ended 1 session on `{}`", project.database);
+    assert!(save.stderr.contains(&ended), "{}", save.stderr);
+    assert!(other.batch("select 1").await.is_err());
+    assert_eq!(project.contents().await, first, "it goes on as it was");
+
+    let run = project.run(&["branch", "save", "Before it"]).exits(12);
+    assert!(run.stderr.contains("a point `Before it` is there already"), "{}", run.stderr);
+    assert!(run.stderr.contains("--replace"), "{}", run.stderr);
+    // A risky migration, and what nobody has committed.
+    let script = "sql/V3__risky.sql";
+    project.sandbox.write(script, "alter table shop.purchase add column note text;");
+    project.run(&["migrate"]).succeeds();
+    project.sql("delete from shop.purchase").await;
+    let second = project.contents().await;
+    project.run(&["branch", "save", "after"]).succeeds();
+    let points = listed(project, None)["points"].clone();
+    assert_eq!((&points[0]["name"], &points[0]["way"]), (&"Before it".into(), &way.into()));
+    assert_eq!(points[0]["schema_version"], "2");
+    assert_eq!((&points[1]["name"], &points[1]["schema_version"]), (&"after".into(), &"3".into()));
+    let table = project.run(&["branch", "list"]).succeeds().stdout;
+    assert!(table.contains("Before it, after"), "{table}");
+
+    let restore = project.run(&["branch", "restore", "Before it"]).succeeds();
+    assert!(restore.stdout.contains("schema version 2"), "{}", restore.stdout);
+    assert_eq!(project.contents().await, first);
+    project.run(&["branch", "restore", "after"]).succeeds();
+    assert_eq!(project.contents().await, second);
+    // It is a database like any other, and the points outlive what replaces it.
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(!reset.stderr.contains("warning"), "{}", reset.stderr);
+    project.run(&["branch", "save", "after", "--replace"]).succeeds();
+    let third = project.contents().await;
+    let run = project.run(&["branch", "restore", "aftre"]).exits(2);
+    assert!(run.stderr.contains("did you mean `after`?"), "{}", run.stderr);
+    project.run(&["branch", "restore", "Before it"]).succeeds();
+    assert_eq!(project.contents().await, first);
+    project.run(&["branch", "restore", "after"]).succeeds();
+    assert_eq!(project.contents().await, third);
+    project.run(&["branch", "forget", "Before it"]).succeeds();
+    project.run(&["branch", "forget", "Before it"]).exits(2);
+    let points = listed(project, None)["points"].clone();
+    assert_eq!(points.as_array().map(Vec::len), Some(1), "{points}");
+}
+
+#[tokio::test]
+async fn a_point_is_a_copy_on_a_server_of_somebody_elses() {
+    let project = Project::external(elsewhere()).with_snapshot().await;
+    let run = project.run(&["branch", "save", "x"]).exits(4);
+    assert!(run.stderr.contains("was not built yet"), "{}", run.stderr);
+    comes_back(&project, "copy").await;
+    assert_eq!(project.databases().await, ["live", "saved", "template"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_is_a_frozen_directory_natively_where_copies_share_blocks() {
+    let Some(project) = native_with_reflinks().await else { return };
+    comes_back(&project, "frozen").await;
+    let images = project.run(&["images", "list", "--json"]).succeeds().json();
+    let images = images["result"].as_array().expect("a list").len();
+    assert!(images > 0);
+    project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
+    project.run(&["branch", "restore", "after"]).succeeds();
+    project.run(&["down"]).succeeds();
+    let down = listed(&project, None);
+    assert_eq!((&down["running"], &down["points"][0]["name"]), (&false.into(), &"after".into()));
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert!(!project.sandbox.project().join(".seedbed/native").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_is_a_frozen_directory_of_the_pool_in_docker() {
+    let Some((project, pool)) = in_docker().await else { return };
+    comes_back(&project, "frozen").await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
 }
 
 /// A new branch goes on from the default environment's image, and coming back runs nothing.

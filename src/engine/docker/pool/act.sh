@@ -4,6 +4,11 @@
 set -eu
 root="$1" env="$root/envs/$2" held="$3" act="$4"
 shift 4
+# points ACT ...: the frozen data is that of this environment's points, not the images of all.
+if [ "$act" = points ]; then
+  root="$env" act="$1"
+  shift
+fi
 
 fail() {
   echo "$*" >&2
