@@ -495,7 +495,26 @@ async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
     let session = connect::session(&server.admin).await?;
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
-    Ok(Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock })
+    let mut site =
+        Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock };
+    take_back(ctx, &mut site).await?;
+    Ok(site)
+}
+
+/// What a run that was killed has left half migrated is replaced by what was there before it.
+async fn take_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
+    let live = database::find(&site.session, &ctx.config.database.name).await?;
+    if !live.and_then(|live| live.marker).is_some_and(|marker| marker.going_on) {
+        return Ok(());
+    }
+    ctx.report.note("the last run was cut off before its scripts had run".to_owned());
+    match go_back(ctx, site).await {
+        // Somebody has removed it: the scripts that are left can still run.
+        Err(Error::Engine(engine::Error::NothingKept)) => {
+            mark_live(ctx, site, |marker| Marker { going_on: false, ..marker }).await
+        }
+        other => other,
+    }
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
@@ -733,17 +752,30 @@ async fn from_nearest_image(
 
 /// The remaining scripts and the grants on the live database, which is a clone of an older build.
 async fn go_on(ctx: &Context, site: &Site, fingerprint: &str) -> Result<Ran, Error> {
+    // A run that is killed before the end is taken back by the next one.
+    mark_live(ctx, site, |marker| Marker { going_on: true, ..marker }).await?;
+    let ran = migrate_clone(ctx, site, &DatabaseName::live(&ctx.config.database.name)).await?;
+    let done = |marker| Marker {
+        going_on: false,
+        fingerprint: Some(fingerprint.to_owned()),
+        made_at: jiff::Timestamp::now().to_string(),
+        ..marker
+    };
+    mark_live(ctx, site, done).await?;
+    Ok(ran)
+}
+
+async fn mark_live(
+    ctx: &Context,
+    site: &Site,
+    change: impl FnOnce(Marker) -> Marker,
+) -> Result<(), Error> {
     let name = &ctx.config.database.name;
-    let names = DatabaseName::live(name);
-    let ran = migrate_clone(ctx, site, &names).await?;
     let live = database::find(&site.session, name).await?;
     if let Some(marker) = live.and_then(|live| live.marker) {
-        let made_at = jiff::Timestamp::now().to_string();
-        let fingerprint = Some(fingerprint.to_owned());
-        let marker = Marker { fingerprint, made_at, ..marker };
-        database::set_marker(&site.session, name, &marker).await?;
+        database::set_marker(&site.session, name, &change(marker)).await?;
     }
-    Ok(ran)
+    Ok(())
 }
 
 /// Serves again what a clone has replaced, also for somebody who has asked to stop.
