@@ -100,7 +100,9 @@ pub async fn all_before(ctx: &Context) -> Result<Vec<Engine>, Error> {
     if state.native.is_some() {
         engines.push(match state.kind {
             Some(ServerKind::Embedded) => Engine::Embedded(EmbeddedEngine::new(ctx)?),
-            _ => Engine::Native(NativeEngine::find(ctx).await?),
+            Some(ServerKind::Docker | ServerKind::Native | ServerKind::External) | None => {
+                Engine::Native(NativeEngine::find(ctx).await?)
+            }
         });
     }
     Ok(engines)

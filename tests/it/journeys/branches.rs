@@ -197,6 +197,23 @@ async fn a_point_is_a_frozen_directory_natively_where_copies_share_blocks() {
     assert!(images > 0);
     project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
     project.run(&["branch", "restore", "after"]).succeeds();
+    // A point is the whole server: what came beside the database since is not taken away by it.
+    let before = project.contents().await;
+    run_sql(&project.admin(), "create database other_data").await;
+    let run = project.run(&["branch", "restore", "after"]).exits(12);
+    let why = "the point would replace database `other_data` as well";
+    assert!(run.stderr.contains(why), "{}", run.stderr);
+    assert_eq!(project.contents().await, before);
+    let run = project.run(&["branch", "save", "beside"]).succeeds();
+    assert!(run.stderr.contains("copying the database, which takes longer"), "{}", run.stderr);
+    project.run(&["branch", "restore", "beside"]).succeeds();
+    assert_eq!(project.contents().await, before);
+    project.run(&["branch", "forget", "beside"]).succeeds();
+    run_sql(&project.admin(), "drop database other_data").await;
+    run_sql(&project.admin(), "create role later").await;
+    let run = project.run(&["branch", "restore", "after"]).succeeds();
+    assert!(run.stderr.contains("roles that came after the point are gone"), "{}", run.stderr);
+    project.run(&["branch", "save", " "]).exits(2);
     project.run(&["down"]).succeeds();
     let down = listed(&project, None);
     assert_eq!((&down["running"], &down["points"][0]["name"]), (&false.into(), &"after".into()));
