@@ -3,7 +3,7 @@
 use camino::Utf8PathBuf;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Branch, Config};
 use crate::env::Env;
 use crate::error::Error;
 use crate::report::Reporter;
@@ -20,9 +20,39 @@ pub struct Context {
 }
 
 impl Context {
-    /// `.seedbed/` at the project's root.
-    pub fn state_dir(&self) -> Utf8PathBuf {
+    /// `.seedbed/` at the project's root: the default environment's, and what all of them share.
+    pub fn project_dir(&self) -> Utf8PathBuf {
         self.config.project.join(".seedbed")
+    }
+
+    /// Where this environment's state lies: a branch has a folder of its own.
+    pub fn state_dir(&self) -> Utf8PathBuf {
+        match &self.config.branch {
+            Some(branch) => self.branches_dir().join(branch.slug()),
+            None => self.project_dir(),
+        }
+    }
+
+    /// Where the branches' folders are.
+    pub fn branches_dir(&self) -> Utf8PathBuf {
+        self.project_dir().join("branches")
+    }
+
+    /// The folders of the project's branches, by name; of one that is being removed no longer.
+    pub fn branch_dirs(&self) -> Vec<Utf8PathBuf> {
+        let Ok(entries) = self.branches_dir().read_dir_utf8() else { return Vec::new() };
+        let mut dirs: Vec<Utf8PathBuf> = entries
+            .flatten()
+            .filter(|entry| !entry.file_name().starts_with('.') && entry.path().is_dir())
+            .map(|entry| entry.path().to_owned())
+            .collect();
+        dirs.sort();
+        dirs
+    }
+
+    /// The same in the environment of a branch; from the default environment's.
+    pub fn on_branch(&self, branch: Branch) -> Self {
+        Self { config: std::sync::Arc::new(self.config.on_branch(branch)), ..self.clone() }
     }
 
     /// Fails once the user has asked to stop.

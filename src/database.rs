@@ -5,6 +5,8 @@
 //! carries a marker, a comment `seedbed {…}` on the database; nothing without it is ever dropped,
 //! and the marker is read in the session that drops.
 
+pub(crate) mod points;
+
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -71,6 +73,8 @@ pub enum Kind {
     Retired,
     /// Replaced and kept, to be brought back.
     Kept,
+    /// A copy of the live one as it was, to come back to.
+    Saved,
 }
 
 /// Where the rows came from.
@@ -92,8 +96,33 @@ pub struct Marker {
     pub origin: Option<Origin>,
     /// Of templates, and of what was cloned from one.
     pub fingerprint: Option<String>,
+    /// The same without the migration scripts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Of a live one that is a clone of an older build: scripts of this one are still to run, and what
+    /// it replaces was kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub going_on: bool,
+    /// Of templates: the migration history in them, which nobody can connect to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<Applied>,
+    /// Of saved ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<points::Point>,
     /// RFC 3339, by the clock of the machine that ran seedbed.
     pub made_at: String,
+}
+
+/// A row of a migration history, as far as it decides which checkouts it fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    pub rank: i32,
+    pub version: Option<String>,
+    pub description: String,
+    /// The column `type`.
+    pub kind: String,
+    pub checksum: Option<i32>,
+    pub success: bool,
 }
 
 const MARKER_FORMAT: u32 = 1;
@@ -107,6 +136,10 @@ impl Marker {
             database: database.to_owned(),
             origin: None,
             fingerprint: None,
+            base: None,
+            going_on: false,
+            applied: Vec::new(),
+            point: None,
             made_at: jiff::Timestamp::now().to_string(),
         }
     }
@@ -317,7 +350,8 @@ impl Scratch {
             |error| Error::Sql { what: "clone template", database: template.to_owned(), error };
         block_and_end(&guard, template).await.map_err(fail)?;
         copy(ctx, &guard, server, &name, template, owner).await?;
-        let marker = Marker { kind: Kind::Scratch, ..marker.clone() };
+        let marker =
+            Marker { kind: Kind::Scratch, applied: Vec::new(), point: None, ..marker.clone() };
         set_marker(&guard, &name, &marker).await?;
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
     }
@@ -347,9 +381,15 @@ impl Scratch {
         self.marker.origin = Some(origin);
     }
 
-    /// Notes what it was built from, for templates.
+    /// Notes what it was built from, for templates, and that it is whole as of now.
     pub fn set_fingerprint(&mut self, fingerprint: &str) {
         self.marker.fingerprint = Some(fingerprint.to_owned());
+        self.marker.made_at = jiff::Timestamp::now().to_string();
+    }
+
+    /// Notes the same without the migration scripts.
+    pub fn set_base(&mut self, base: Option<String>) {
+        self.marker.base = base;
     }
 
     /// What its marker says.
@@ -496,6 +536,16 @@ pub async fn bring_back(ctx: &Context, session: &Session, final_name: &str) -> R
     Ok(true)
 }
 
+/// How many others are connected to a database.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn sessions(session: &Session, name: &str) -> Result<i64, pg::Error> {
+    let sql = "select count(*) from pg_stat_activity
+               where datname = $1 and backend_type = 'client backend'";
+    Ok(session.query_one(sql, &[&name]).await?.get(0))
+}
+
 /// Tells whose sessions were ended.
 pub(crate) fn note_ended(ctx: &Context, ended: i64, name: &str) {
     if ended > 0 {
@@ -613,7 +663,7 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
         // told by its name, and only on a server that is ours alone.
         let unmarked = found.marker.is_none()
             && server.started_by_us
-            && ["scratch", "template"]
+            && ["scratch", "template", "saved"]
                 .iter()
                 .any(|kind| found.name.starts_with(&name_stem(final_name, kind)));
         let leftover = unmarked

@@ -4,7 +4,8 @@
 //! exhaustive matches. Exit codes are a contract (README, section Exit codes).
 
 use crate::{
-    config, database, engine, lock, migrate, pg, scratch_server, seed, snapshot, store, users,
+    branch, config, database, engine, lock, migrate, pg, saved, scratch_server, seed, snapshot,
+    store, users,
 };
 
 /// What the process ends with.
@@ -74,6 +75,10 @@ pub enum Error {
     #[error(transparent)]
     Proof(#[from] crate::prove::Error),
     #[error(transparent)]
+    Branch(#[from] branch::Error),
+    #[error(transparent)]
+    Saved(#[from] saved::Error),
+    #[error(transparent)]
     Seed(#[from] seed::Error),
 }
 
@@ -99,6 +104,8 @@ impl Error {
             Self::Snapshot(error) => error.exit(),
             Self::ScratchServer(error) => error.exit(),
             Self::Proof(error) => error.exit(),
+            Self::Branch(error) => error.exit(),
+            Self::Saved(error) => error.exit(),
             Self::Seed(error) => error.exit(),
         }
     }
@@ -131,6 +138,8 @@ impl Error {
             Self::Snapshot(error) => error.hints(),
             Self::ScratchServer(error) => error.hints(),
             Self::Proof(error) => error.hints(),
+            Self::Branch(error) => error.hints(),
+            Self::Saved(error) => error.hints(),
             Self::Seed(error) => error.hints(),
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::config::{self, Protected};
+use crate::config::{self, Branch, Config, EngineKind, Protected};
 use crate::context::Context;
 use crate::engine::Server;
 use crate::error::Error;
@@ -43,6 +43,31 @@ pub fn replace_in_environment(ctx: &Context, verb: &str) -> Result<(), Error> {
         });
     }
     Ok(())
+}
+
+/// Whether a branch can have an environment of its own: that is a server that we start.
+///
+/// # Errors
+/// [`Error::Refused`].
+pub fn branch(config: &Config, branch: &Branch) -> Result<(), Error> {
+    let database = &config.database;
+    let why = if config.protected {
+        "it is protected: it is only ever read".to_owned()
+    } else if config.engine.kind == EngineKind::External {
+        "its server is not started by seedbed".to_owned()
+    } else if database.named && !database.target().is_loopback() {
+        format!("its server is `{}`, and not started by seedbed", database.host)
+    } else {
+        return Ok(());
+    };
+    Err(Error::Refused {
+        message: format!(
+            "environment `{}` has no branches, and `{}` is asked for: {why}",
+            config.environment,
+            branch.name()
+        ),
+        hint: Some("leave the branch out: `--branch default`".to_owned()),
+    })
 }
 
 /// Why `verb` does not run in this environment.

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::database::{self, Kind, Origin};
+use crate::database::{self, Applied, Kind, Origin};
 use crate::engine::{Engine, Server, Stored};
 use crate::error::Error;
 use crate::pg::Session;
@@ -27,6 +27,12 @@ pub struct Facts {
     pub roles: Vec<String>,
     pub origin: Option<Origin>,
     pub schema_version: Option<String>,
+    /// The fingerprint without the migration scripts; `None`: no build goes on from it.
+    #[serde(default)]
+    pub base: Option<String>,
+    /// The migration history in it.
+    #[serde(default)]
+    pub applied: Vec<Applied>,
     pub made_at: jiff::Timestamp,
 }
 
@@ -75,15 +81,36 @@ pub(crate) async fn shared_with(
     roles: Option<&[String]>,
     building: &str,
 ) -> Result<Option<String>, Error> {
+    match other_database(session, name, &[Kind::Live, Kind::Template], building).await? {
+        Some(other) => Ok(Some(other)),
+        None => other_object(session, roles).await,
+    }
+}
+
+/// A database that is not one of these kinds of the database `name`.
+pub(crate) async fn other_database(
+    session: &Session,
+    name: &str,
+    kinds: &[Kind],
+    building: &str,
+) -> Result<Option<String>, Error> {
     for found in database::list(session).await? {
-        let ours = found.marker.is_some_and(|marker| {
-            marker.database == name && matches!(marker.kind, Kind::Live | Kind::Template)
-        });
+        let ours = found
+            .marker
+            .is_some_and(|marker| marker.database == name && kinds.contains(&marker.kind));
         if !ours && ![building, "postgres", "template0", "template1"].contains(&found.name.as_str())
         {
             return Ok(Some(format!("database `{}`", found.name)));
         }
     }
+    Ok(None)
+}
+
+/// What the server holds beside databases, and beside these roles; `None` allows any.
+pub(crate) async fn other_object(
+    session: &Session,
+    roles: Option<&[String]>,
+) -> Result<Option<String>, Error> {
     // The session is with `postgres`; nobody of ours puts anything there.
     let rows = session
         .query(
@@ -117,6 +144,7 @@ pub(crate) async fn freeze(
     server: &Server,
     name: &str,
     schema_version: Option<String>,
+    applied: Vec<Applied>,
 ) -> Result<Option<Server>, Error> {
     let session = crate::connect::session(&server.admin).await?;
     let found = database::list(&session).await?;
@@ -128,7 +156,7 @@ pub(crate) async fn freeze(
                 database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
             }
             Kind::Live => live = Some(marker),
-            Kind::Scratch | Kind::Retired | Kind::Kept => {}
+            Kind::Scratch | Kind::Retired | Kind::Kept | Kind::Saved => {}
         }
     }
     let Some((marker, fingerprint)) =
@@ -145,6 +173,8 @@ pub(crate) async fn freeze(
         roles: roles(&session).await?,
         origin: marker.origin,
         schema_version,
+        base: marker.base,
+        applied,
         made_at: jiff::Timestamp::now(),
     };
     session.close().await;
@@ -155,7 +185,7 @@ pub(crate) async fn freeze(
     Ok(Some(server))
 }
 
-async fn roles(session: &Session) -> Result<Vec<String>, Error> {
+pub(crate) async fn roles(session: &Session) -> Result<Vec<String>, Error> {
     let rows = session
         .query("select rolname::text from pg_roles where oid >= 16384 order by 1", &[])
         .await
@@ -272,6 +302,8 @@ mod tests {
                 roles: Vec::new(),
                 origin: None,
                 schema_version: None,
+                base: None,
+                applied: Vec::new(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
         }

@@ -5,10 +5,12 @@
 
 use camino::Utf8Path;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
+use crate::ancestor;
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Origin, Scratch};
+use crate::database::{self, Applied, Marker, Origin, Scratch};
 use crate::engine::{self, Engine, Keep, Server};
 use crate::error::Error;
 use crate::guard;
@@ -493,7 +495,26 @@ async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
     let session = connect::session(&server.admin).await?;
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
-    Ok(Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock })
+    let mut site =
+        Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock };
+    take_back(ctx, &mut site).await?;
+    Ok(site)
+}
+
+/// What a run that was killed has left half migrated is replaced by what was there before it.
+async fn take_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
+    let live = database::find(&site.session, &ctx.config.database.name).await?;
+    if !live.and_then(|live| live.marker).is_some_and(|marker| marker.going_on) {
+        return Ok(());
+    }
+    ctx.report.note("the last run was cut off before its scripts had run".to_owned());
+    match go_back(ctx, site).await {
+        // Somebody has removed it: the scripts that are left can still run.
+        Err(Error::Engine(engine::Error::NothingKept)) => {
+            mark_live(ctx, site, |marker| Marker { going_on: false, ..marker }).await
+        }
+        other => other,
+    }
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
@@ -509,7 +530,7 @@ async fn make_roles(ctx: &Context, site: &Site) -> Result<(), Error> {
 
 /// Asks the guard whether databases may be replaced on the server. For one that is not ours it has to
 /// know where snapshots came from; gives back the listing that this took.
-async fn let_pass(
+pub(crate) async fn let_pass(
     ctx: &Context,
     server: &Server,
     verb: &str,
@@ -531,11 +552,17 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     if let Some(ready) = from_image(ctx, site, &source, &wish).await? {
         return Ok(ready);
     }
+    if let Some(ready) = from_nearest_image(ctx, site, &source, &wish).await? {
+        return Ok(ready);
+    }
     let built = from_first_whole(ctx, site, &wish, source, async |source| {
         if let Some(built) = cloned(ctx, site, source, &wish).await? {
             return Ok((built, Frozen::Already));
         }
-        let built = build(ctx, site, source, &wish).await?;
+        let built = match cloned_from_nearest(ctx, site, source, &wish).await? {
+            Some(built) => built,
+            None => build(ctx, site, source, &wish).await?,
+        };
         match freeze_template(ctx, site, &built, &wish).await {
             Ok(frozen) => Ok((built, frozen)),
             Err(error) => Err(given_up(ctx, built.scratch, error).await),
@@ -588,7 +615,9 @@ async fn freeze_template(
             Some(why) => ctx.report.note(format!("freezing a template, no image: {why}")),
         }
     }
-    template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx)).await?;
+    let owner = connect::owner(ctx, &site.server, built.scratch.name());
+    let applied = applied(ctx, &owner).await?;
+    template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx), applied).await?;
     Ok(Frozen::Already)
 }
 
@@ -600,7 +629,11 @@ async fn freeze_image(
     schema_version: Option<String>,
 ) -> Result<(), Error> {
     let name = ctx.config.database.name.clone();
-    match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
+    let frozen = async {
+        let applied = applied(ctx, &connect::owner(ctx, &site.server, &name)).await?;
+        image::freeze(ctx, &site.engine, &site.server, &name, schema_version, applied).await
+    };
+    match frozen.await {
         Ok(Some(server)) => {
             site.move_to(ctx, server).await?;
             match image::prune(ctx, &site.engine, false).await {
@@ -652,12 +685,141 @@ async fn from_image(
     Ok(Some(ready(ctx, site, Vec::new(), facts.schema_version, facts.origin)))
 }
 
+/// The server's data replaced by a clone of the image that went the same way for the longest, and
+/// migrated from there. What it replaces is served again if that fails.
+async fn from_nearest_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Ready>, Error> {
+    if !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
+    let name = ctx.config.database.name.clone();
+    let mut images = image::list(ctx, &site.engine).await?;
+    images.retain(|image| image.facts.base.as_ref() == Some(&base) && image.facts.database == name);
+    let past = |image: &image::Listed| (image.facts.applied.clone(), image.facts.made_at);
+    let Some(nearest) = ancestor::nearest(images, past, &ancestor::Here::new(ctx, &site.scripts))
+    else {
+        return Ok(None);
+    };
+    let facts = &nearest.found.facts;
+    let shared = image::shared_with(&site.session, &name, Some(&facts.roles), "").await?;
+    if let Some(other) = shared {
+        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+        return Ok(None);
+    }
+    let sessions = sessions(&site.session, &name).await?;
+    ctx.report.note(nearest.note("image"));
+    let step = ctx.report.step("serve a clone of the nearest image");
+    let server = match site.engine.replace(ctx, &nearest.found.name, Keep::Yes).await {
+        Ok(server) => server,
+        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            // What was there is served again, perhaps by another container.
+            ctx.report.warn(format!("building from the beginning: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            return Ok(None);
+        }
+    };
+    database::note_ended(ctx, sessions, &name);
+    let gone_on = async {
+        site.move_to(ctx, server).await?;
+        step.done(nearest.found.name.clone());
+        let fingerprint = fingerprint(ctx, site, source, wish)?;
+        ctx.until_cancelled(go_on(ctx, site, &fingerprint)).await
+    };
+    match gone_on.await {
+        Ok((migrated, schema_version)) => {
+            if wish.keep == Keep::No {
+                site.engine.drop_kept(ctx).await?;
+            }
+            freeze_image(ctx, site, schema_version.clone()).await?;
+            Ok(Some(ready(ctx, site, migrated, schema_version, facts.origin.clone())))
+        }
+        Err(error) => match go_back(ctx, site).await {
+            Ok(()) => nearest.may_differ(error, ctx).map(|()| None),
+            Err(left) => {
+                ctx.report.warn(format!("what was there before is kept, not served: {left}"));
+                Err(error)
+            }
+        },
+    }
+}
+
+/// The remaining scripts and the grants on the live database, which is a clone of an older build.
+async fn go_on(ctx: &Context, site: &Site, fingerprint: &str) -> Result<Ran, Error> {
+    // A run that is killed before the end is taken back by the next one.
+    mark_live(ctx, site, |marker| Marker { going_on: true, ..marker }).await?;
+    let ran = migrate_clone(ctx, site, &DatabaseName::live(&ctx.config.database.name)).await?;
+    let done = |marker| Marker {
+        going_on: false,
+        fingerprint: Some(fingerprint.to_owned()),
+        made_at: jiff::Timestamp::now().to_string(),
+        ..marker
+    };
+    mark_live(ctx, site, done).await?;
+    Ok(ran)
+}
+
+async fn mark_live(
+    ctx: &Context,
+    site: &Site,
+    change: impl FnOnce(Marker) -> Marker,
+) -> Result<(), Error> {
+    let name = &ctx.config.database.name;
+    let live = database::find(&site.session, name).await?;
+    if let Some(marker) = live.and_then(|live| live.marker) {
+        database::set_marker(&site.session, name, &change(marker)).await?;
+    }
+    Ok(())
+}
+
+/// Serves again what a clone has replaced, also for somebody who has asked to stop.
+async fn go_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
+    let unhurried = Context { cancel: CancellationToken::new(), ..ctx.clone() };
+    let step = ctx.report.step("serve again what was there before");
+    let server = site.engine.undo_replace(&unhurried).await?;
+    site.move_to(&unhurried, server).await?;
+    site.engine.drop_kept(&unhurried).await?;
+    step.done("");
+    Ok(())
+}
+
+/// Brings a clone of an older build to where this checkout is.
+async fn migrate_clone(ctx: &Context, site: &Site, names: &DatabaseName) -> Result<Ran, Error> {
+    users::apply_before(ctx, &site.server.admin, names, &site.accounts).await?;
+    let target = connect::owner(ctx, &site.server, &names.actual);
+    let options = migrate::Options::default();
+    let ran = run_scripts(ctx, &site.scripts, &target, names, &options).await?;
+    users::apply_after(ctx, &site.server.admin, names, &site.accounts).await?;
+    Ok(ran)
+}
+
+/// The migration history of a database; empty where it has none.
+pub(crate) async fn applied(ctx: &Context, target: &Target) -> Result<Vec<Applied>, Error> {
+    let session = connect::session(target).await?;
+    let rows = migrate::read_history(&session, &ctx.config.migrate).await?;
+    session.close().await;
+    let rows = rows.unwrap_or_default().into_iter();
+    Ok(rows
+        .map(|row| Applied {
+            rank: row.installed_rank,
+            version: row.version,
+            description: row.description,
+            kind: row.kind,
+            checksum: row.checksum,
+            success: row.success,
+        })
+        .collect())
+}
+
 /// How many others are connected to a database.
 async fn sessions(session: &Session, name: &str) -> Result<i64, Error> {
-    let sql = "select count(*) from pg_stat_activity
-               where datname = $1 and backend_type = 'client backend'";
-    let row = session.query_one(sql, &[&name]).await.map_err(Error::Server)?;
-    Ok(row.get(0))
+    database::sessions(session, name).await.map_err(Error::Server)
 }
 
 /// Calls `work` with the source that `wish` means. A snapshot whose chunks turn out to be damaged while
@@ -796,6 +958,40 @@ async fn cloned(
     }
 }
 
+/// A clone of the template that went the same way for the longest, migrated from there.
+async fn cloned_from_nearest(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
+    let templates = template::of_base(&site.session, name, &base).await?;
+    let past = |(_, marker): &(String, Marker)| {
+        (marker.applied.clone(), marker.made_at.parse().unwrap_or_default())
+    };
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    let Some(nearest) = ancestor::nearest(templates, past, &here) else { return Ok(None) };
+    ctx.report.note(nearest.note("template"));
+    let started = std::time::Instant::now();
+    let (template, marker) = &nearest.found;
+    let mut scratch =
+        Scratch::clone_of(ctx, &site.server, template, marker, site.owner(ctx)).await?;
+    ctx.report.step_since("clone the nearest template", started).done("");
+    let names = scratch.names();
+    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
+        Ok((migrated, schema_version)) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            Ok(Some(Built { scratch, migrated, schema_version }))
+        }
+        Err(error) => {
+            let error = given_up(ctx, scratch, error).await;
+            nearest.may_differ(error, ctx).map(|()| None)
+        }
+    }
+}
+
 /// Drops what was being built; returns why.
 async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
     if let Err(left) = scratch.discard().await {
@@ -818,6 +1014,7 @@ async fn build(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Resu
     match filled {
         Ok(outcome) => {
             scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            scratch.set_base(base(ctx, site, source, wish)?);
             let (migrated, schema_version) = outcome;
             Ok(Built { scratch, migrated, schema_version })
         }
@@ -883,6 +1080,27 @@ pub(crate) async fn run_scripts(
 
 /// Everything that decides what a build gives.
 fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<String, Error> {
+    let scripts = site.scripts.facts(&ctx.config.migrate);
+    hashed(ctx, site, source, wish, &scripts)
+}
+
+/// The same without the migration scripts: builds that have it in common differ only in how far they
+/// were migrated. `None` where that is not so: seed files follow the last script.
+fn base(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Option<String>, Error> {
+    if wish.to.is_some() || matches!(source, Source::Files(_)) {
+        return Ok(None);
+    }
+    let settings = site.scripts.base_facts(&ctx.config.migrate);
+    hashed(ctx, site, source, wish, &settings).map(Some)
+}
+
+fn hashed(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    migrations: &[(String, String)],
+) -> Result<String, Error> {
     let mut fingerprint = Fingerprint::new(&site.server);
     fingerprint.add("database", &ctx.config.database.name);
     fingerprint.add("owner", &ctx.config.database.user);
@@ -891,8 +1109,8 @@ fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Resu
         fingerprint.add("image", &ctx.config.engine.image);
     }
     fingerprint.add("to", wish.to.as_deref().unwrap_or(""));
-    for (name, value) in site.scripts.facts(&ctx.config.migrate) {
-        fingerprint.add(&name, value);
+    for (name, value) in migrations {
+        fingerprint.add(name, value);
     }
     let restore = &ctx.config.restore;
     fingerprint.add("restore", format!("{:?} {:?}", restore.owners, restore.ignore_extensions));

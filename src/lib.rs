@@ -6,6 +6,8 @@
 //! Two acts carry the promises: *build beside, then swap* ([`database`]) and *publish, manifest
 //! last* ([`snapshot`]).
 
+pub(crate) mod ancestor;
+pub mod branch;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -16,6 +18,7 @@ pub mod doctor;
 pub mod engine;
 pub mod env;
 pub mod error;
+pub(crate) mod git;
 pub mod guard;
 pub mod image;
 pub mod init;
@@ -26,6 +29,7 @@ pub mod pg;
 pub mod prove;
 pub mod reference;
 pub mod report;
+pub mod saved;
 pub mod scratch_server;
 pub mod seed;
 pub mod snapshot;

@@ -89,7 +89,10 @@ pub fn project(state_dir: &Utf8Path, command: &str) -> Result<ProjectLock, Error
 
 /// Keeps generated passwords out of the team's repository, whatever its own `.gitignore` says.
 fn ignore(state_dir: &Utf8Path) -> std::io::Result<()> {
-    let path = state_dir.join(".gitignore");
+    // A branch's folder lies in the project's, with what the branches share.
+    let is_root = |dir: &&Utf8Path| dir.file_name() == Some(".seedbed");
+    let root = state_dir.ancestors().find(is_root).unwrap_or(state_dir);
+    let path = root.join(".gitignore");
     match std::fs::OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(mut file) => file.write_all(b"*\n"),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),

@@ -87,6 +87,7 @@ pub(crate) async fn with<T>(
 fn surroundings(ctx: &Context, purpose: Purpose) -> Context {
     let mut config = (*ctx.config).clone();
     config.project = ctx.state_dir().join(purpose.folder);
+    config.branch = None;
     config.protected = false;
     config.database.named = false;
     config.database.host = "localhost".to_owned();

@@ -18,6 +18,8 @@ use crate::pg::{Session, Target};
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub environment: String,
+    /// `None`: the default environment.
+    pub branch: Option<String>,
     /// `None`: no server of this project runs and the environment names none.
     pub server: Option<ServerStatus>,
     /// `None`: the server has no such database.
@@ -50,6 +52,13 @@ pub struct DatabaseStatus {
 /// What the files, the engine or the server said.
 pub async fn status(ctx: &Context) -> Result<Status, Error> {
     let environment = ctx.config.environment.clone();
+    let branch = ctx.config.branch.as_ref().map(|branch| branch.name().to_owned());
+    let nothing = |server| Status {
+        environment: environment.clone(),
+        branch: branch.clone(),
+        server,
+        database: None,
+    };
     let (server, target) = match connect::running(ctx).await? {
         Some(server) => {
             let target = connect::owner(ctx, &server, &ctx.config.database.name);
@@ -57,17 +66,17 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
             (Some((server.kind.as_str().to_owned(), maintenance)), target)
         }
         None if ctx.config.database.named => (None, ctx.config.database.target()),
-        None => return Ok(Status { environment, server: None, database: None }),
+        None => return Ok(nothing(None)),
     };
     let (kind, maintenance) = server.unwrap_or_else(|| ("external".to_owned(), target.clone()));
     let session = match Session::connect(&maintenance).await {
         Ok(session) => session,
         Err(error) if error.sqlstate() == Some(NO_SUCH_DATABASE) => {
-            return Ok(Status { environment, server: None, database: None });
+            return Ok(nothing(None));
         }
         // A local server that nobody started is a state, not an error.
         Err(crate::pg::Error::Connect { .. }) if target.is_loopback() => {
-            return Ok(Status { environment, server: None, database: None });
+            return Ok(nothing(None));
         }
         Err(error) => return Err(Error::Server(error)),
     };
@@ -76,7 +85,7 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
     session.close().await;
     let server = ServerStatus { kind, host: target.host.clone(), port: target.port, version };
     let Some(found) = found else {
-        return Ok(Status { environment, server: Some(server), database: None });
+        return Ok(nothing(Some(server)));
     };
     let names = DatabaseName::live(&target.database);
     let scripts = migrate::resolve(ctx, &names, &target.user)?;
@@ -88,8 +97,6 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
     session.close().await;
     let info = migrate::info(ctx, &target, &scripts).await?;
     Ok(Status {
-        environment,
-        server: Some(server),
         database: Some(DatabaseStatus {
             name: found.name,
             url: target.to_string(),
@@ -99,6 +106,7 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
             origin: found.marker.as_ref().and_then(|marker| marker.origin.clone()),
             made_at: found.marker.map(|marker| marker.made_at),
         }),
+        ..nothing(Some(server))
     })
 }
 

@@ -7,9 +7,9 @@
 use sha2::{Digest, Sha256};
 
 use crate::context::Context;
-use crate::database::{self, Error, Kind, Marker, Scratch};
+use crate::database::{self, Applied, Error, Kind, Marker, Scratch};
 use crate::engine::Server;
-use crate::pg::quote;
+use crate::pg::{Session, quote};
 
 /// Collects what a build depends on.
 pub struct Fingerprint {
@@ -50,7 +50,7 @@ pub async fn clone_ready(
     owner: &str,
     fingerprint: &str,
 ) -> Result<Option<Scratch>, Error> {
-    let session = crate::pg::Session::connect(&server.admin).await.map_err(|error| Error::Sql {
+    let session = Session::connect(&server.admin).await.map_err(|error| Error::Sql {
         what: "look for a template of",
         database: final_name.to_owned(),
         error,
@@ -67,8 +67,28 @@ pub async fn clone_ready(
     Scratch::clone_of(ctx, server, &name, &marker, owner).await.map(Some)
 }
 
+/// The templates of a database whose builds differ by nothing but the migration scripts, with what
+/// their markers say.
+///
+/// # Errors
+/// What the server said.
+pub async fn of_base(
+    session: &Session,
+    final_name: &str,
+    base: &str,
+) -> Result<Vec<(String, Marker)>, Error> {
+    let found = database::list(session).await?.into_iter().filter_map(|found| {
+        let marker = found.marker?;
+        let fits = marker.kind == Kind::Template
+            && marker.database == final_name
+            && marker.base.as_deref() == Some(base);
+        fits.then_some((found.name, marker))
+    });
+    Ok(found.collect())
+}
+
 /// Freezes a complete scratch database under its fingerprint; older templates of the same database
-/// are dropped. The marker is set last: a copy without it is never used.
+/// are dropped. `applied` is the migration history in it. The marker is set last: a copy without it is never used.
 ///
 /// # Errors
 /// What the server said.
@@ -77,6 +97,7 @@ pub async fn freeze(
     server: &Server,
     scratch: &Scratch,
     owner: &str,
+    applied: Vec<Applied>,
 ) -> Result<(), Error> {
     let session = scratch.session();
     let final_name = scratch.final_name();
@@ -102,7 +123,7 @@ pub async fn freeze(
         ))
         .await
         .map_err(fail)?;
-    let marker = Marker { kind: Kind::Template, ..scratch.marker().clone() };
+    let marker = Marker { kind: Kind::Template, applied, ..scratch.marker().clone() };
     database::set_marker(session, &name, &marker).await?;
     for old in old {
         database::drop_marked(session, &old, &[Kind::Template]).await?;

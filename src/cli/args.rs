@@ -23,6 +23,9 @@ pub struct Global {
     /// Environment: a file of conf/ (default: SEEDBED_ENV, default_env, dev)
     #[arg(long, global = true, value_name = "NAME")]
     pub env: Option<String>,
+    /// Branch: an environment of its own; `git`: the one that git is on (default: SEEDBED_BRANCH, none)
+    #[arg(long, global = true, value_name = "NAME")]
+    pub branch: Option<String>,
     /// Project folder (default: SEEDBED_PROJECT, nearest parent with conf/, flyway.conf or flyway.toml)
     #[arg(long, global = true, value_name = "DIR")]
     pub project: Option<Utf8PathBuf>,
@@ -89,6 +92,14 @@ pub enum Command {
     /// Frozen servers, from which `reset` clones
     #[command(subcommand, after_help = "Example: seedbed images list")]
     Images(Images),
+    /// Environments beside the default one, and points to come back to
+    #[command(
+        subcommand,
+        after_help = "Example: seedbed up --branch add-orders\n         \
+                      seedbed branch list\n         \
+                      seedbed branch save before-orders"
+    )]
+    Branch(Branch),
     /// Replace the database by a chosen snapshot, or load a file into it
     #[command(after_help = "Example: seedbed seed --snapshot latest\n         \
                             seedbed seed --file extra.sql.gz")]
@@ -164,6 +175,7 @@ impl Command {
             Self::Reset(_) => "reset",
             Self::UndoReset => "undo-reset",
             Self::Images(_) => "images",
+            Self::Branch(_) => "branch",
             Self::Seed(_) => "seed",
             Self::Down(_) => "down",
             Self::Status => "status",
@@ -193,9 +205,16 @@ impl Command {
         match self {
             Self::Up(_) | Self::Reset(_) | Self::Seed(_) | Self::Ci(_) => Some(self.name()),
             Self::UndoReset => Some(self.name()),
+            Self::Branch(Branch::Save { .. }) => Some("branch save"),
+            Self::Branch(Branch::Restore { .. }) => Some("branch restore"),
             Self::Users(Users::Check) => Some("users check"),
             _ => None,
         }
+    }
+
+    /// Whether it is about all of the project's environments, whichever is meant by `--branch`.
+    pub fn is_about_all(&self) -> bool {
+        matches!(self, Self::Branch(Branch::List | Branch::Delete { .. }))
     }
 }
 
@@ -235,6 +254,31 @@ pub enum Images {
     /// Remove what is old or too much; only shows it without --yes
     #[command(after_help = "Example: seedbed images prune --yes")]
     Prune,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Branch {
+    /// Each environment of the project: whether it runs, where, its data, its saved points
+    #[command(after_help = "Example: seedbed branch list --json")]
+    List,
+    /// Remove a branch's environment with all of its data (asks; --yes)
+    #[command(after_help = "Example: seedbed branch delete add-orders --yes")]
+    Delete { name: String },
+    /// Save the database as it is now, to come back to it
+    #[command(after_help = "Example: seedbed branch save before-orders\n         \
+                            seedbed branch save before-orders --replace")]
+    Save {
+        name: String,
+        /// Instead of an older point of this name
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Replace the database by a saved point
+    #[command(after_help = "Example: seedbed branch restore before-orders")]
+    Restore { name: String },
+    /// Remove a saved point
+    #[command(after_help = "Example: seedbed branch forget before-orders")]
+    Forget { name: String },
 }
 
 #[derive(Debug, Args)]

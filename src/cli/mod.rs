@@ -146,6 +146,13 @@ async fn dispatch(
             return Err(error.into());
         }
     };
+    let config = match config::branch(&env, cli.global.branch.as_deref(), &config.project)? {
+        Some(branch) if !cli.command.is_about_all() => {
+            guard::branch(&config, &branch)?;
+            config.on_branch(branch)
+        }
+        Some(_) | None => config,
+    };
     for note in &config.notes {
         reporter.note(note.clone());
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Exit};
 use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
 use crate::snapshot::{export, find, prune, verify};
 use crate::store::Store;
-use crate::{connect, doctor, image, init, migrate, report, status};
+use crate::{branch, connect, doctor, image, init, migrate, report, saved, status};
 
 /// Commands that need no project.
 pub(super) fn without_project(
@@ -43,6 +43,7 @@ pub(super) fn without_project(
         | Command::Reset(_)
         | Command::UndoReset
         | Command::Images(_)
+        | Command::Branch(_)
         | Command::Seed(_)
         | Command::Down(_)
         | Command::Status
@@ -122,6 +123,7 @@ pub(super) async fn command(
             Outcome::done(show::ready(&ready), &ready)
         }
         Command::Images(verb) => images(ctx, *verb).await,
+        Command::Branch(verb) => branch_verb(ctx, verb).await,
         Command::Seed(options) => seed(ctx, options).await,
         Command::Down(options) => down(ctx, options).await,
         Command::Status => {
@@ -246,6 +248,48 @@ async fn images(ctx: &Context, verb: args::Images) -> Result<Outcome, Error> {
             Outcome::done(show::pruned_images(&pruned), &pruned)
         }
     }
+}
+
+async fn branch_verb(ctx: &Context, verb: &args::Branch) -> Result<Outcome, Error> {
+    match verb {
+        args::Branch::List => {
+            let list = branch::list(ctx).await;
+            Outcome::done(show::branches(&list), &list)
+        }
+        args::Branch::Delete { name } => delete_branch(ctx, name).await,
+        args::Branch::Save { name, replace } => {
+            let over = if *replace { saved::Over::Yes } else { saved::Over::No };
+            let done = saved::save(ctx, name, over).await?;
+            Outcome::done(show::saved(&done), &done)
+        }
+        args::Branch::Restore { name } => {
+            let done = saved::restore(ctx, name).await?;
+            Outcome::done(show::restored(&done), &done)
+        }
+        args::Branch::Forget { name } => {
+            let point = saved::forget(ctx, name).await?;
+            Outcome::done(format!("forgot `{}`", point.name), &point)
+        }
+    }
+}
+
+async fn delete_branch(ctx: &Context, name: &str) -> Result<Outcome, Error> {
+    let found = branch::find(ctx, name)?;
+    if !ctx.yes {
+        if !ctx.env.stdin_is_terminal {
+            return Err(Error::Refused {
+                message:
+                    "`branch delete` removes the branch's data and nobody is there to confirm it"
+                        .to_owned(),
+                hint: Some(format!("run `seedbed branch delete {name} --yes`")),
+            });
+        }
+        if !report::ask(&format!("remove branch `{}` with its data?", found.name())) {
+            return Err(Error::Refused { message: "not confirmed".to_owned(), hint: None });
+        }
+    }
+    let deleted = branch::delete(ctx, found).await?;
+    Outcome::done(show::deleted_branch(&deleted), &deleted)
 }
 
 async fn users_check(ctx: &Context) -> Result<Outcome, Error> {

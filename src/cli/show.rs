@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 
+use crate::branch;
 use crate::config;
 use crate::database::Origin;
 use crate::engine::Stopped;
@@ -13,6 +14,7 @@ use crate::journeys::{Proof, Published, Ready};
 use crate::migrate;
 use crate::report::format::{self, Align};
 use crate::report::{Check, Failure, StepRecord};
+use crate::saved;
 use crate::seed;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::retain::Fate;
@@ -88,6 +90,9 @@ fn steps(steps: &[StepRecord]) -> String {
 
 pub(super) fn status(status: &Status) -> String {
     let mut text = format!("environment  {}\n", status.environment);
+    if let Some(branch) = &status.branch {
+        text.push_str(&format!("branch       {branch}\n"));
+    }
     let Some(server) = &status.server else {
         return format!("{text}server       none runs here: `seedbed up` starts it");
     };
@@ -281,6 +286,83 @@ pub(super) fn users_dry_run(plan: &users::DryRun) -> String {
 /// A dry run in a line per script.
 pub(super) fn planned(plan: &migrate::DryRun) -> Vec<String> {
     plan.scripts.iter().map(|script| format!("run {}", script.script)).collect()
+}
+
+pub(super) fn branches(list: &[branch::Listed]) -> String {
+    let rows: Vec<[String; 6]> = list
+        .iter()
+        .map(|listed| {
+            let server = match (&listed.engine, listed.port) {
+                (None, _) => "none yet".to_owned(),
+                (Some(engine), None) => engine.clone(),
+                (Some(engine), Some(port)) => format!("{engine}, port {port}"),
+            };
+            let data = match (&listed.problem, &listed.url) {
+                (Some(problem), _) => problem.clone(),
+                (None, Some(_)) => origin(listed.origin.as_ref()),
+                (None, None) => String::new(),
+            };
+            [
+                listed.name.clone().unwrap_or_else(|| "(default)".to_owned()),
+                if listed.running { "yes" } else { "no" }.to_owned(),
+                server,
+                listed.bytes.map(format::bytes).unwrap_or_default(),
+                points(listed),
+                data,
+            ]
+        })
+        .collect();
+    let columns = [
+        ("branch", Align::Left),
+        ("runs", Align::Left),
+        ("server", Align::Left),
+        ("size", Align::Right),
+        ("points", Align::Left),
+        ("data", Align::Left),
+    ];
+    format::table(columns, &rows).trim_end().to_owned()
+}
+
+fn points(listed: &branch::Listed) -> String {
+    let names: Vec<&str> = listed.points.iter().map(|point| point.name.as_str()).collect();
+    match (names.join(", "), listed.points_complete || listed.engine.is_none()) {
+        (names, true) => names,
+        (names, false) if names.is_empty() => "?".to_owned(),
+        (names, false) => format!("{names}, ?"),
+    }
+}
+
+pub(super) fn deleted_branch(deleted: &branch::Deleted) -> String {
+    let mut text = String::new();
+    for stopped in &deleted.stopped {
+        if let Some(server) = &stopped.server {
+            text.push_str(&format!("stopped {server}\n"));
+        }
+        if let Some(data) = &stopped.data_removed {
+            text.push_str(&format!("removed {data}\n"));
+        }
+    }
+    format!("{text}removed branch {}", deleted.name)
+}
+
+pub(super) fn saved(done: &saved::Done) -> String {
+    format!(
+        "saved `{}` as `{}`, schema version {}; `seedbed branch restore {}` brings it back",
+        done.database,
+        done.point.name,
+        done.point.schema_version.as_deref().unwrap_or("none"),
+        done.point.name
+    )
+}
+
+pub(super) fn restored(done: &saved::Done) -> String {
+    format!(
+        "{}\n\n`{}` is as it was {}, schema version {}",
+        done.url,
+        done.database,
+        when(&done.point.made_at),
+        done.point.schema_version.as_deref().unwrap_or("none")
+    )
 }
 
 pub(super) fn images(images: &[image::Listed]) -> String {

@@ -31,6 +31,7 @@ pub(crate) fn build(
     let store = store(settings)?;
     let migrate = migrate(settings, &environment)?;
     let config = Config {
+        branch: None,
         protected: settings.flag("protected")?,
         disposable: settings.flag("disposable")?,
         database,

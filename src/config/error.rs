@@ -20,6 +20,10 @@ pub enum Error {
     UnknownEnvironment { name: String, environments: Vec<String> },
     #[error("no environment named and no default: {}", existing(environments))]
     NoEnvironment { environments: Vec<String> },
+    #[error("take git's branch of `{project}`: {reason}")]
+    NoGitBranch { project: Utf8PathBuf, reason: String },
+    #[error("`--branch {name}` names no branch")]
+    BranchName { name: String },
     #[error("read `{path}`")]
     Read { path: Utf8PathBuf, source: std::io::Error },
     #[error("read `{place}`: {reason}")]
@@ -61,6 +65,11 @@ impl Error {
                     format!("or write `default_env = \"{first}\"` in `conf/seedbed.toml`"),
                 ]
             }
+            Self::NoGitBranch { .. } => vec![
+                "check one out with `git switch BRANCH`, or name it: `--branch NAME`".to_owned(),
+                "or use the default environment: `--branch default`".to_owned(),
+            ],
+            Self::BranchName { .. } => vec!["name one: `--branch add-orders`".to_owned()],
             Self::UnknownKey { nearest: Some(nearest), .. } => {
                 vec![format!("did you mean `{nearest}`?")]
             }

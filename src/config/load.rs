@@ -44,7 +44,7 @@ const OF_OTHER_TOOLS: &[&str] =
 
 /// Variables of the prefix `SEEDBED_` that are no keys; one that ends in `_` is a family.
 const OWN_VARIABLES: &[&str] =
-    &["ENV", "PROJECT", "CACHE_DIR", "COLOR", "LOG", "DATASETS", "TEST_", "BENCH_"];
+    &["ENV", "BRANCH", "PROJECT", "CACHE_DIR", "COLOR", "LOG", "DATASETS", "TEST_", "BENCH_"];
 
 /// The effective configuration of one environment.
 ///

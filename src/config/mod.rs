@@ -7,6 +7,7 @@
 //! `keys` is the table of all keys, `spelling` finds one as written; `properties`, `layer`, `url` and
 //! `libpq` read one thing each; `settings` lays layers over each other; `build` makes the types below.
 
+mod branch;
 mod build;
 mod database;
 mod error;
@@ -22,6 +23,7 @@ mod url;
 #[cfg(test)]
 mod tests;
 
+pub use branch::{Branch, DEFAULT as DEFAULT_BRANCH, branch, slug};
 pub use error::Error;
 pub use load::{Flags, Override, Protected, load, protected_elsewhere, protected_environment};
 pub(crate) use settings::read_duration;
@@ -40,6 +42,8 @@ pub struct Config {
     pub project: Utf8PathBuf,
     /// Name of the environment (`--env`).
     pub environment: String,
+    /// Whose environment it is (`--branch`); `None`: the default one.
+    pub branch: Option<Branch>,
     /// Only ever read (and deployed to, after a question). DESIGN §11.
     pub protected: bool,
     /// The server's databases may be replaced although it is not loopback.

@@ -38,7 +38,12 @@ pub async fn run(ctx: &Context) -> Vec<Line> {
 fn project(ctx: &Context) -> Vec<Line> {
     let config = &ctx.config;
     let protected = if config.protected { ", protected" } else { "" };
-    let text = format!("`{}`, environment `{}`{protected}", config.project, config.environment);
+    let branch = match &config.branch {
+        Some(branch) => format!(", branch `{}`", branch.name()),
+        None => String::new(),
+    };
+    let text =
+        format!("`{}`, environment `{}`{branch}{protected}", config.project, config.environment);
     let mut lines = vec![Line::ok("project", text)];
     lines.extend(config.notes.iter().map(|note| Line::warn("project", note, "")));
     let scripts = config.migrate.locations.iter().filter(|location| {

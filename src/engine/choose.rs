@@ -81,6 +81,33 @@ pub async fn chosen_before(ctx: &Context) -> Result<Option<Engine>, Error> {
     Ok(Some(Engine::External(ExternalEngine::new(&ctx.config)?)))
 }
 
+/// Every engine that may have data of this environment, whatever the configuration says by now: what
+/// is to be asked before its folder is removed.
+///
+/// # Errors
+/// An unreadable state file; why one of them cannot be reached any more.
+pub async fn all_before(ctx: &Context) -> Result<Vec<Engine>, Error> {
+    let state = state::read(ctx)?;
+    let mut engines = Vec::new();
+    if state.docker.is_some() {
+        engines.push(Engine::Docker(DockerEngine::connect(ctx).await?));
+    } else if matches!(ctx.config.engine.kind, EngineKind::Auto | EngineKind::Docker)
+        && let Ok(engine) = DockerEngine::connect(ctx).await
+    {
+        // The state may be lost where a container is not.
+        engines.push(Engine::Docker(engine));
+    }
+    if state.native.is_some() {
+        engines.push(match state.kind {
+            Some(ServerKind::Embedded) => Engine::Embedded(EmbeddedEngine::new(ctx)?),
+            Some(ServerKind::Docker | ServerKind::Native | ServerKind::External) | None => {
+                Engine::Native(NativeEngine::find(ctx).await?)
+            }
+        });
+    }
+    Ok(engines)
+}
+
 async fn automatic(ctx: &Context) -> Result<Choice, Error> {
     let database = &ctx.config.database;
     if database.named && !database.target().is_loopback() {

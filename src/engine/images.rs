@@ -13,6 +13,15 @@ pub enum Keep {
     No,
 }
 
+/// Which frozen data directories an engine speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shelf {
+    /// Those that all environments share.
+    Images,
+    /// The points that this environment alone comes back to.
+    Points,
+}
+
 /// An image as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -76,6 +85,42 @@ impl Engine {
             Self::Native(engine) => engine.undo_replace(ctx).await,
             Self::Embedded(engine) => engine.native(ctx).undo_replace(ctx).await,
             Self::External(_) => Err(Error::NothingKept),
+        }
+    }
+
+    /// The same engine with the saved points of the environment in the place of images; `None`: its
+    /// server is somebody else's.
+    pub fn points(&self, ctx: &Context) -> Option<Self> {
+        match self {
+            Self::Docker(engine) => Some(Self::Docker(engine.points())),
+            Self::Native(engine) => Some(Self::Native(engine.points())),
+            Self::Embedded(engine) => Some(Self::Native(engine.native(ctx).points())),
+            Self::External(_) => None,
+        }
+    }
+
+    /// Forgets what [`Self::replace`] has kept.
+    ///
+    /// # Errors
+    /// Why it stays.
+    pub async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.drop_kept(ctx).await,
+            Self::Native(engine) => engine.drop_kept(),
+            Self::Embedded(engine) => engine.native(ctx).drop_kept(),
+            Self::External(_) => Ok(()),
+        }
+    }
+
+    /// Bytes on the disk of the environment's data, where they can be counted without a server.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn stored_bytes(&self, ctx: &Context) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Native(engine) => engine.stored_bytes(),
+            Self::Embedded(engine) => engine.native(ctx).stored_bytes(),
+            Self::Docker(_) | Self::External(_) => Ok(None),
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) mod ready;
 mod settings;
 pub(crate) mod state;
 
-pub use choose::{Choice, choose, chosen_before};
+pub use choose::{Choice, all_before, choose, chosen_before};
 pub use docker::DockerEngine;
 pub(crate) use docker::{
     ContainerTools, ExecOutput, File as ContainerFile, HelperContainer, Run as ContainerRun,

@@ -31,6 +31,7 @@ const LOG_LINES: usize = 12;
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
 /// A server from a folder of binaries.
+#[derive(Clone)]
 pub struct NativeEngine {
     bin: BinDir,
     kind: ServerKind,
@@ -40,7 +41,8 @@ pub struct NativeEngine {
     user: Option<RunAs>,
     /// Holds `data`, clones of it, and `log`.
     home: Utf8PathBuf,
-    /// Frozen data directories of the project, on the same file system.
+    /// Frozen data directories of the project, which its branches share, on the same file system; or
+    /// the environment's own points.
     images_dir: Utf8PathBuf,
 }
 
@@ -66,7 +68,8 @@ impl NativeEngine {
 
     pub(super) fn with(ctx: &Context, bin: BinDir, kind: ServerKind) -> Self {
         let user = place::run_as();
-        let name = super::docker::project_hash(ctx);
+        let name = super::docker::environment_hash(ctx);
+        let project = super::docker::hash_of(ctx.config.project.as_str());
         Self {
             bin,
             kind,
@@ -76,8 +79,8 @@ impl NativeEngine {
             user,
             home: place::reachable(&ctx.state_dir().join("native"), &name, user),
             images_dir: place::reachable(
-                &ctx.state_dir().join("images"),
-                &format!("{name}-images"),
+                &ctx.project_dir().join("images"),
+                &format!("{project}-images"),
                 user,
             ),
         }
@@ -442,7 +445,10 @@ impl NativeEngine {
         // Also what is left of a removal or a replacement that was cut off.
         if volumes == Volumes::Remove && (self.home.exists() || self.images_dir.exists()) {
             remove_dir(&self.home)?;
-            remove_dir(&self.images_dir)?;
+            // They are the project's: the last of its environments takes them along.
+            if !state::is_native_elsewhere(ctx) {
+                remove_dir(&self.images_dir)?;
+            }
             stopped.data_removed = Some(self.data().to_string());
             state.native = None;
             state.kind = None;

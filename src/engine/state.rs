@@ -26,6 +26,9 @@ pub(crate) struct State {
     /// Which engine `auto` took; kept while its server is there, so that a daemon that is started
     /// later does not hide the data.
     pub kind: Option<ServerKind>,
+    /// Whose state it is, as it was typed; `None`: the default environment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    branch: Option<String>,
 }
 
 /// The container and its volume.
@@ -60,6 +63,11 @@ impl State {
     /// The password last set; `None` on a new project.
     pub fn password(&self) -> Option<SecretString> {
         self.superuser_password.clone().map(SecretString::from)
+    }
+
+    /// The branch that it belongs to.
+    pub fn branch(&self) -> Option<&str> {
+        self.branch.as_deref()
     }
 
     pub fn set_password(&mut self, password: &SecretString) {
@@ -100,7 +108,24 @@ fn read_file(path: &Utf8Path) -> Result<State, Error> {
 pub(crate) fn write(ctx: &Context, state: &State) -> Result<(), Error> {
     let dir = ctx.state_dir();
     fs_err::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-    write_file(&path(ctx), state)
+    let branch = ctx.config.branch.as_ref().map(|branch| branch.name().to_owned());
+    write_file(&path(ctx), &State { branch, ..state.clone() })
+}
+
+/// The state in a folder.
+pub(crate) fn read_in(dir: &Utf8Path) -> Result<State, Error> {
+    read_file(&dir.join("state.json"))
+}
+
+/// Whether another environment of the project has data of a native server. One whose state cannot be
+/// read may have.
+pub(super) fn is_native_elsewhere(ctx: &Context) -> bool {
+    let ours = ctx.state_dir();
+    let all = std::iter::once(ctx.project_dir()).chain(ctx.branch_dirs());
+    all.filter(|dir| *dir != ours).any(|dir| match read_in(&dir) {
+        Ok(state) => state.native.is_some_and(|native| native.data.exists()),
+        Err(_) => true,
+    })
 }
 
 fn write_file(path: &Utf8Path, state: &State) -> Result<(), Error> {

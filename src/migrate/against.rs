@@ -14,11 +14,11 @@ use super::checksum::checksum;
 use super::discover::{self, Found};
 use super::encoding;
 use super::file_name::{Kind, Naming};
-use super::git;
 use super::resolve::{Scripts, named};
 use super::script::Language;
 use super::version::Version;
 use crate::context::Context;
+use crate::git;
 
 /// What the comparison came to.
 #[derive(Debug, Clone, Serialize)]

@@ -17,7 +17,6 @@ mod error;
 mod failure;
 pub mod file_name;
 mod flight;
-mod git;
 mod history;
 mod info;
 mod lock;

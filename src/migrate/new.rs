@@ -5,11 +5,11 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::Error;
 use super::discover::script_name;
 use super::file_name::{Kind, Naming};
-use super::git;
 use super::resolve::{Scripts, first_folder, resolve};
 use super::version::Version;
 use crate::config::MigrateConfig;
 use crate::context::Context;
+use crate::git;
 use crate::pg::names::DatabaseName;
 
 /// A version of at least this many digits is a point in time: `20261123233729`, `202611232337`.

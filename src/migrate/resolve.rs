@@ -8,7 +8,7 @@ use super::Error;
 use super::discover::{self, Found};
 use super::file_name::{InvalidName, Kind, Naming, ending};
 use super::placeholders::{Own, Placeholders};
-use super::script::{Language, Named, Script};
+use super::script::{Language, Named, Script, ScriptSettings};
 use crate::config::MigrateConfig;
 use crate::context::Context;
 use crate::pg::names::DatabaseName;
@@ -36,90 +36,106 @@ impl Scripts {
     /// Everything of the project's migrations that decides what a run on a new database gives, as name
     /// and value. Whoever adds a setting decides here whether it is one of them.
     pub fn facts(&self, config: &MigrateConfig) -> Vec<(String, String)> {
-        let MigrateConfig {
-            table,
-            default_schema,
-            schemas,
-            create_schemas,
-            placeholders,
-            placeholder_prefix,
-            placeholder_suffix,
-            placeholder_separator,
-            placeholder_replacement,
-            out_of_order,
-            group,
-            mixed,
-            execute_in_transaction,
-            baseline_on_migrate,
-            baseline_version,
-            baseline_description,
-            ignore_migration_patterns,
-            target,
-            cherry_pick,
-            skip_executing_migrations,
-            installed_by,
-            init_sql,
-            skip_default_callbacks,
-            tablespace,
-            environment,
-            // Which files there are and how they are read shows in the scripts themselves; the rest
-            // decides how a run goes, not what it gives.
-            locations: _,
-            callback_locations: _,
-            undo_locations: _,
-            sql_migration_prefix: _,
-            repeatable_sql_migration_prefix: _,
-            baseline_migration_prefix: _,
-            undo_sql_migration_prefix: _,
-            sql_migration_separator: _,
-            sql_migration_suffixes: _,
-            encoding: _,
-            detect_encoding: _,
-            validate_on_migrate: _,
-            validate_migration_naming: _,
-            transactional_lock: _,
-            dry_run_output: _,
-            lock_timeout_ms: _,
-            lock_retries: _,
-            connect_retries: _,
-            connect_retries_interval: _,
-            lock_retry_count: _,
-            fail_on_missing_locations: _,
-            clean_disabled: _,
-        } = config;
-        let settings = [
-            ("history", format!("{table:?} {tablespace:?} {installed_by:?}")),
-            ("schemas", format!("{default_schema:?} {schemas:?} {create_schemas}")),
-            ("placeholders", format!("{placeholders:?} {placeholder_replacement} {environment:?}")),
-            (
-                "placeholder marks",
-                format!("{placeholder_prefix:?} {placeholder_suffix:?} {placeholder_separator:?}"),
-            ),
-            ("transactions", format!("{group} {mixed} {execute_in_transaction}")),
-            (
-                "baseline",
-                format!("{baseline_on_migrate} {baseline_version:?} {baseline_description:?}"),
-            ),
-            (
-                "chosen",
-                format!(
-                    "{out_of_order} {ignore_migration_patterns:?} {target:?} {cherry_pick:?} \
-                     {skip_executing_migrations}"
-                ),
-            ),
-            ("session", format!("{init_sql:?} {skip_default_callbacks}")),
-        ];
         let scripts = [&self.versioned, &self.repeatable, &self.baseline, &self.callbacks];
-        let scripts = scripts.into_iter().flatten().map(|script| {
-            let Script { kind, checksum, settings, text, .. } = script;
-            (script.script.clone(), format!("{kind:?} {checksum} {settings:?} {text}"))
-        });
-        settings
-            .into_iter()
-            .map(|(name, value)| (format!("flyway {name}"), value))
-            .chain(scripts)
-            .collect()
+        settings(config).into_iter().chain(texts(&scripts)).collect()
     }
+
+    /// The same without the migrations themselves: what two runs have in common that differ only in
+    /// how far they go. Settings of scripts stay, since a history does not tell them.
+    pub fn base_facts(&self, config: &MigrateConfig) -> Vec<(String, String)> {
+        let scripts = [&self.versioned, &self.repeatable, &self.baseline];
+        let own = scripts.into_iter().flatten().filter_map(|script| {
+            let settings = &script.settings;
+            (*settings != ScriptSettings::default())
+                .then(|| (script.script.clone(), format!("{settings:?}")))
+        });
+        settings(config).into_iter().chain(texts(&[&self.callbacks])).chain(own).collect()
+    }
+}
+
+fn settings(config: &MigrateConfig) -> Vec<(String, String)> {
+    let MigrateConfig {
+        table,
+        default_schema,
+        schemas,
+        create_schemas,
+        placeholders,
+        placeholder_prefix,
+        placeholder_suffix,
+        placeholder_separator,
+        placeholder_replacement,
+        out_of_order,
+        group,
+        mixed,
+        execute_in_transaction,
+        baseline_on_migrate,
+        baseline_version,
+        baseline_description,
+        ignore_migration_patterns,
+        target,
+        cherry_pick,
+        skip_executing_migrations,
+        installed_by,
+        init_sql,
+        skip_default_callbacks,
+        tablespace,
+        environment,
+        // Which files there are and how they are read shows in the scripts themselves; the rest
+        // decides how a run goes, not what it gives.
+        locations: _,
+        callback_locations: _,
+        undo_locations: _,
+        sql_migration_prefix: _,
+        repeatable_sql_migration_prefix: _,
+        baseline_migration_prefix: _,
+        undo_sql_migration_prefix: _,
+        sql_migration_separator: _,
+        sql_migration_suffixes: _,
+        encoding: _,
+        detect_encoding: _,
+        validate_on_migrate: _,
+        validate_migration_naming: _,
+        transactional_lock: _,
+        dry_run_output: _,
+        lock_timeout_ms: _,
+        lock_retries: _,
+        connect_retries: _,
+        connect_retries_interval: _,
+        lock_retry_count: _,
+        fail_on_missing_locations: _,
+        clean_disabled: _,
+    } = config;
+    let settings = [
+        ("history", format!("{table:?} {tablespace:?} {installed_by:?}")),
+        ("schemas", format!("{default_schema:?} {schemas:?} {create_schemas}")),
+        ("placeholders", format!("{placeholders:?} {placeholder_replacement} {environment:?}")),
+        (
+            "placeholder marks",
+            format!("{placeholder_prefix:?} {placeholder_suffix:?} {placeholder_separator:?}"),
+        ),
+        ("transactions", format!("{group} {mixed} {execute_in_transaction}")),
+        (
+            "baseline",
+            format!("{baseline_on_migrate} {baseline_version:?} {baseline_description:?}"),
+        ),
+        (
+            "chosen",
+            format!(
+                "{out_of_order} {ignore_migration_patterns:?} {target:?} {cherry_pick:?} \
+                     {skip_executing_migrations}"
+            ),
+        ),
+        ("session", format!("{init_sql:?} {skip_default_callbacks}")),
+    ];
+    settings.map(|(name, value)| (format!("flyway {name}"), value)).into()
+}
+
+fn texts(scripts: &[&Vec<Script>]) -> Vec<(String, String)> {
+    let fact = |script: &Script| {
+        let Script { kind, checksum, settings, text, .. } = script;
+        (script.script.clone(), format!("{kind:?} {checksum} {settings:?} {text}"))
+    };
+    scripts.iter().copied().flatten().map(fact).collect()
 }
 
 /// Endings of programs that may stand in for a script; a name without any dot is one as well.

@@ -82,7 +82,7 @@ impl HelperContainer {
         }
         let container = format!("seedbed-clients-{}", random_name());
         let labels = HashMap::from([
-            (label::PROJECT.to_owned(), super::project_hash(ctx)),
+            (label::PROJECT.to_owned(), super::environment_hash(ctx)),
             (label::PATH.to_owned(), ctx.config.project.to_string()),
             (label::ROLE.to_owned(), "clients".to_owned()),
         ]);

@@ -5,11 +5,23 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Keep, Stored};
+use crate::engine::images::{Keep, Shelf, Stored};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
 impl DockerEngine {
+    /// The same with the environment's points in the place of images: they go with its data.
+    pub(in crate::engine) fn points(&self) -> Self {
+        Self { shelf: Shelf::Points, ..self.clone() }
+    }
+
+    /// Forgets what [`Self::replace`] has kept.
+    pub(in crate::engine) async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        self.act(ctx, &state, &image, "settle", &[]).await.map(drop)
+    }
+
     /// Freezes the environment's data as the image `name`; its server is down for a moment. Data that
     /// lies in a volume of its own moves into the pool first.
     pub(in crate::engine) async fn freeze(
@@ -24,7 +36,8 @@ impl DockerEngine {
             self.adopt(ctx, &mut state, &image).await?;
         }
         self.sweep_volume(&state).await?;
-        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
+        let arguments: Vec<&str> = std::iter::once(name).chain(pieces(facts)).collect();
+        let frozen = self.act(ctx, &state, &image, "freeze", &arguments).await;
         // Frozen or not, the server comes up again.
         let server = self.answering(ctx, &mut state).await?;
         frozen?;
@@ -120,6 +133,11 @@ impl DockerEngine {
         name: &str,
         keep: Keep,
     ) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        if pool_of(&state).is_none() {
+            let image = image::ensure(ctx, &self.client, &self.image).await?;
+            self.adopt(ctx, &mut state, &image).await?;
+        }
         self.turn(ctx, "replace", &[name, &generation()], keep).await
     }
 
@@ -182,17 +200,17 @@ impl DockerEngine {
         pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
     }
 
-    /// Only where the environment lies in the pool already: else it has no image that it could serve.
+    /// Also where only other environments lie in the pool: this one moves there to serve its clone.
     pub(in crate::engine) async fn image_facts(
         &self,
         ctx: &Context,
         name: &str,
     ) -> Result<Option<String>, Error> {
         let state = state::read(ctx)?;
-        if pool_of(&state).is_none() {
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        if self.pool(ctx, &state, &image).await?.is_none() {
             return Ok(None);
         }
-        let image = image::ensure(ctx, &self.client, &self.image).await?;
         let facts = self.act(ctx, &state, &image, "facts", &[name]).await?;
         Ok((!facts.trim().is_empty()).then_some(facts))
     }
@@ -200,6 +218,9 @@ impl DockerEngine {
     /// The images that are there.
     pub(in crate::engine) async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
         let state = state::read(ctx)?;
+        if self.shelf == Shelf::Points && pool_of(&state).is_none() {
+            return Ok(Vec::new());
+        }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
         let lines = self.act(ctx, &state, &image, "list", &[]).await?;
@@ -267,7 +288,10 @@ impl DockerEngine {
         act: &str,
         arguments: &[&str],
     ) -> Result<String, Error> {
-        let command = pool::act(&self.hash, act, arguments);
+        let command = match self.shelf {
+            Shelf::Images => pool::act(&self.hash, act, arguments),
+            Shelf::Points => pool::act(&self.hash, "points", &[&[act], arguments].concat()),
+        };
         let container = self.container().await?;
         let here =
             container.filter(|found| found.running && found.labels.contains_key(label::POOL));
@@ -303,7 +327,35 @@ impl DockerEngine {
     }
 }
 
+/// Bytes of one argument; Linux takes 128 KiB (`MAX_ARG_STRLEN`), and a long history is longer.
+const PIECE: usize = 64 << 10;
+
+/// A text as arguments.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = (0..=rest.len().min(PIECE)).rfind(|&end| rest.is_char_boundary(end))?;
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// A name for a new data directory of an environment.
 fn generation() -> String {
     format!("g-{}", super::clients::random_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PIECE, pieces};
+
+    #[test]
+    fn a_long_text_comes_in_pieces_that_arguments_can_hold() {
+        for text in [String::new(), "x".repeat(PIECE), "ü".repeat(PIECE * 2 + 1)] {
+            let all: Vec<&str> = pieces(&text).collect();
+            assert!(all.iter().all(|piece| piece.len() <= PIECE && !piece.is_empty()));
+            assert_eq!(all.concat(), text);
+        }
+    }
 }

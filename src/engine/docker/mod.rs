@@ -25,6 +25,7 @@ pub(crate) use self::clients::{ContainerTools, File, HelperContainer, Run};
 pub(super) use self::host::hex;
 use self::image::ServerImage;
 use self::pool::Pool;
+use super::images::Shelf;
 use super::state::{self, DockerState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
 use crate::config::Config;
@@ -34,10 +35,12 @@ use crate::pg::{Session, SslMode, Target, scram};
 
 /// Labels of everything that we make.
 mod label {
-    /// Hash of the project's path: whose it is.
+    /// Hash of the project's path and of the branch: whose it is.
     pub const PROJECT: &str = "seedbed.project";
     /// The project's path, for people.
     pub const PATH: &str = "seedbed.path";
+    /// The branch, for people.
+    pub const BRANCH: &str = "seedbed.branch";
     /// `server`, `data` or `clients`.
     pub const ROLE: &str = "seedbed.role";
     /// Hash of what the container was made from; another one means: make it again.
@@ -61,6 +64,7 @@ const PORT_RELEASE: Duration = Duration::from_secs(5);
 const PORT_TRIES: usize = 5;
 
 /// The container of a project.
+#[derive(Clone)]
 pub struct DockerEngine {
     client: Client,
     image: String,
@@ -70,6 +74,7 @@ pub struct DockerEngine {
     port: Option<u16>,
     arguments: Vec<String>,
     password: Option<SecretString>,
+    shelf: Shelf,
 }
 
 /// What a start has to begin with.
@@ -78,13 +83,23 @@ struct Data {
     first: bool,
 }
 
-pub(super) fn project_hash(ctx: &Context) -> String {
-    let mut hash = host::hex(&Sha256::digest(ctx.config.project.as_str()));
+/// What everything of an environment is marked with: the project's path, and the branch.
+pub(super) fn environment_hash(ctx: &Context) -> String {
+    match &ctx.config.branch {
+        None => hash_of(ctx.config.project.as_str()),
+        // A path has no NUL.
+        Some(branch) => hash_of(&format!("{}\0{}", ctx.config.project, branch.slug())),
+    }
+}
+
+pub(super) fn hash_of(text: &str) -> String {
+    let mut hash = host::hex(&Sha256::digest(text));
     hash.truncate(12);
     hash
 }
 
-/// `seedbed-factory-1a2b3c4d5e6f`: the folder's name for people, the hash to be unique.
+/// `seedbed-factory-1a2b3c4d5e6f`: the folder's name for people, the hash to be unique; of a branch
+/// `seedbed-factory-add-orders-1a2b3c4d5e6f`.
 fn name_of(config: &Config, hash: &str) -> String {
     let folder: String = config
         .project
@@ -94,7 +109,11 @@ fn name_of(config: &Config, hash: &str) -> String {
         .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(30)
         .collect();
-    format!("seedbed-{}-{hash}", folder.trim_matches('-'))
+    let folder = folder.trim_matches('-');
+    match &config.branch {
+        Some(branch) => format!("seedbed-{folder}-{}-{hash}", branch.slug()),
+        None => format!("seedbed-{folder}-{hash}"),
+    }
 }
 
 impl DockerEngine {
@@ -107,7 +126,7 @@ impl DockerEngine {
         if !client.host().is_here() {
             return Err(Error::DockerElsewhere { place: client.host().address.clone() });
         }
-        let hash = project_hash(ctx);
+        let hash = environment_hash(ctx);
         Ok(Self {
             client,
             image: ctx.config.engine.image.clone(),
@@ -116,6 +135,7 @@ impl DockerEngine {
             port: port::named(&ctx.config),
             arguments: settings::server_arguments(&ctx.config.engine),
             password: super::configured_password(&ctx.config),
+            shelf: Shelf::Images,
         })
     }
 
@@ -167,11 +187,15 @@ impl DockerEngine {
     }
 
     fn labels(&self, ctx: &Context, role: &str) -> HashMap<String, String> {
-        HashMap::from([
+        let mut labels = HashMap::from([
             (label::PROJECT.to_owned(), self.hash.clone()),
             (label::PATH.to_owned(), ctx.config.project.to_string()),
             (label::ROLE.to_owned(), role.to_owned()),
-        ])
+        ]);
+        if let Some(branch) = &ctx.config.branch {
+            labels.insert(label::BRANCH.to_owned(), branch.name().to_owned());
+        }
+        labels
     }
 
     fn is_ours(&self, labels: &HashMap<String, String>) -> bool {

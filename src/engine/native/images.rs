@@ -30,6 +30,11 @@ impl NativeEngine {
         self.home.join("data.kept")
     }
 
+    /// The same with the environment's points in the place of images: they go with its data.
+    pub(in crate::engine) fn points(&self) -> Self {
+        Self { images_dir: self.home.join("points"), ..self.clone() }
+    }
+
     fn image(&self, name: &str) -> Utf8PathBuf {
         self.images_dir.join(name)
     }
@@ -166,6 +171,15 @@ impl NativeEngine {
             return remove_dir(&self.old());
         }
         rename(&self.old(), &self.kept())
+    }
+
+    pub(in crate::engine) fn drop_kept(&self) -> Result<(), Error> {
+        self.settle_old()?;
+        remove_dir(&self.kept())
+    }
+
+    pub(in crate::engine) fn stored_bytes(&self) -> Result<Option<u64>, Error> {
+        if self.home.is_dir() { size(&self.home).map(Some) } else { Ok(None) }
     }
 
     async fn stop_for_images(&self, ctx: &Context) -> Result<(), Error> {

@@ -69,7 +69,9 @@ impl Sandbox {
         };
         // Should the process be killed, what the program left running is stopped by its own `down`.
         watchdog::at_exit(&format!(
-            "if test -e {project}/.seedbed; then {PROGRAM} down --volumes --yes --project {project}; fi",
+            "for branch in $(ls {project}/.seedbed/branches 2>/dev/null); do \
+               {PROGRAM} branch delete $branch --yes --project {project}; done; \
+             if test -e {project}/.seedbed; then {PROGRAM} down --volumes --yes --project {project}; fi",
             project = sandbox.project(),
         ));
         sandbox
@@ -102,6 +104,19 @@ impl Sandbox {
     pub fn read(&self, path: &str) -> String {
         let path = self.project().join(path);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("reading {path}: {error}"))
+    }
+
+    /// The branches that have an environment here.
+    pub fn branches(&self) -> Vec<String> {
+        let Ok(entries) = self.project().join(".seedbed/branches").read_dir_utf8() else {
+            return Vec::new();
+        };
+        let name = |entry: camino::Utf8DirEntry| {
+            let state = std::fs::read_to_string(entry.path().join("state.json")).ok()?;
+            let state: serde_json::Value = serde_json::from_str(&state).ok()?;
+            state["branch"].as_str().map(str::to_owned)
+        };
+        entries.flatten().filter_map(name).collect()
     }
 
     /// Copies the files below `dir` of this repository into the project, under the same name.
@@ -155,6 +170,15 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         let failing = std::thread::panicking();
+        // Their images may be the default environment's as well: it goes last.
+        for branch in self.branches() {
+            let down: &[&str] = if failing {
+                &["down", "--branch", &branch]
+            } else {
+                &["branch", "delete", &branch, "--yes"]
+            };
+            let _ = self.command(down).output();
+        }
         if self.project().join(".seedbed").exists() {
             let down: &[&str] = if failing { &["down"] } else { &["down", "--volumes", "--yes"] };
             let _ = self.command(down).output();

@@ -13,14 +13,14 @@ use super::{Project, docker_is_here};
 use crate::harness::postgres::newest_bin_dir;
 use crate::harness::{require, unique, watchdog};
 
-pub fn shell(command: &str) -> String {
+pub(super) fn shell(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("there is a shell");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// A project whose server runs in Docker, and the name of its pool.
-pub async fn in_docker() -> Option<(Project, String)> {
+pub(super) async fn in_docker() -> Option<(Project, String)> {
     if !docker_is_here() {
         return None;
     }
@@ -57,7 +57,7 @@ fn reflinks() -> Option<&'static Utf8Path> {
     require("root and mkfs.xfs", made.is_some()).then_some(made.as_deref()).flatten()
 }
 
-pub async fn native_with_reflinks() -> Option<Project> {
+pub(super) async fn native_with_reflinks() -> Option<Project> {
     let engine = format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display());
     let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
     // Else the server's user cannot reach it, and its data goes elsewhere.
@@ -98,7 +98,10 @@ async fn resets_from_an_image(project: &Project) {
     project.run(&["up"]).succeeds();
     assert_eq!(project.text("select count(*) from shop.note").await, "0");
     let reset = project.run(&["reset"]).succeeds();
-    assert!(!reset.stderr.contains("serve a clone"), "another fingerprint: {}", reset.stderr);
+    assert!(reset.stderr.contains("serve a clone of the nearest image"), "{}", reset.stderr);
+    assert!(reset.stderr.contains("schema version 2: 1 script to go"), "{}", reset.stderr);
+    assert!(!reset.stderr.contains("load "), "{}", reset.stderr);
+    assert_eq!(project.text("select count(*) from shop.note").await, "0");
     assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
 
     let listed = project.run(&["images", "list", "--json"]).succeeds().json();

@@ -6,6 +6,7 @@
 //! migration. Production lives on the harness's server, projects on servers of their own or on
 //! [`elsewhere`], which no snapshot names.
 
+mod branches;
 mod ci;
 mod disk_full;
 mod engines;
@@ -13,6 +14,7 @@ mod image_kills;
 mod images;
 mod killed_server;
 mod many;
+mod nearest;
 mod reset;
 mod seed;
 mod snapshots;

@@ -7,6 +7,12 @@
 set -eu
 root="$1" files="$2" env="$root/envs/$3" held="$4" act="$5"
 shift 5
+# points ACT ...: the frozen data is that of this environment's points, not the images of all.
+frozen="$root/images"
+if [ "$act" = points ]; then
+  frozen="$env/images" act="$1"
+  shift
+fi
 
 fail() {
   echo "$*" >&2
@@ -31,13 +37,14 @@ lock_env() {
 
 # lock_images -s: none goes; -x: they change.
 lock_images() {
-  exec 9>"$root/images/.lock"
-  lock 9 "$root/images" "$1"
+  mkdir -p "$frozen"
+  exec 9>"$frozen/.lock"
+  lock 9 "$frozen" "$1"
 }
 
 # The daemon makes a volume that is missing, empty: the pool was removed a moment ago.
 in_pool() {
-  [ -d "$root/envs" ] && [ -d "$root/images" ] || fail "the pool is gone"
+  [ -d "$root/envs" ] || fail "the pool is gone"
 }
 
 # room KILOBYTES: in the pool, and where its file lies.
@@ -121,26 +128,27 @@ case "$act" in
   *) in_pool ;;
 esac
 case "$act" in
-  # freeze NAME FACTS: the current data as an image.
+  # freeze NAME FACTS...: the current data as an image. The facts come in pieces, to be put together.
   freeze)
     lock_env
     room "$spare"
-    image="$root/images/$1"
+    image="$frozen/$1"
     hold
     stopped_cleanly "$env/current/"
     # Another project may freeze the same.
-    part="$root/images/.$1.${env##*/}"
+    part="$frozen/.$1.${env##*/}"
     rm -rf "$part"
     mkdir -p "$part"
     clone "$env/current/" "$part/data"
     # Nor may it have come up meanwhile.
     stopped_cleanly "$env/current/"
     release
-    printf '%s\n' "$2" >"$part/image.json"
+    shift
+    printf '%s' "$@" >"$part/image.json"
     lock_images -x
-    [ ! -d "$image" ] || mv -T "$image" "$root/images/.gone.${env##*/}.$$"
+    [ ! -d "$image" ] || mv -T "$image" "$frozen/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
-    rm -rf "$root/images"/.gone.*
+    rm -rf "$frozen"/.gone.*
     ;;
   # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
   adopt)
@@ -162,7 +170,7 @@ case "$act" in
   replace)
     lock_env
     room "$spare"
-    image="$root/images/$1"
+    image="$frozen/$1"
     lock_images -s
     [ -f "$image/image.json" ] || fail "the image $1 is gone"
     clone "$image/data" "$env/$2"
@@ -195,7 +203,7 @@ case "$act" in
     sweep_generations
     ;;
   # facts NAME: of one image; nothing where there is none.
-  facts) cat "$root/images/$1/image.json" 2>/dev/null || true ;;
+  facts) cat "$frozen/$1/image.json" 2>/dev/null || true ;;
   # kept: what can be brought back; nothing where there is nothing.
   kept)
     current=$(readlink "$env/current" || true)
@@ -218,7 +226,7 @@ case "$act" in
     ;;
   # list: a line for each image: name, its size in kB, when it was last used in seconds, its facts.
   list)
-    for found in "$root/images"/*/image.json; do
+    for found in "$frozen"/*/image.json; do
       [ -f "$found" ] || continue
       folder=${found%/image.json}
       size=$(du -sk "$folder/data" | cut -f 1)
@@ -230,9 +238,9 @@ case "$act" in
   drop)
     lock_images -x
     for name in "$@"; do
-      [ ! -d "$root/images/$name" ] || mv -T "$root/images/$name" "$root/images/.gone.$name.$$"
+      [ ! -d "$frozen/$name" ] || mv -T "$frozen/$name" "$frozen/.gone.$name.$$"
     done
-    rm -rf "$root/images"/.gone.*
+    rm -rf "$frozen"/.gone.*
     ;;
   # leave: removes the environment. Prints whether it was there, and how many others there are.
   leave)

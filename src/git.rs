@@ -23,7 +23,7 @@ const OF_ANOTHER_REPOSITORY: [&str; 12] = [
 ];
 
 /// `git ARGUMENTS` in `folder`, stdin closed.
-pub(super) fn command(folder: &Utf8Path, arguments: &[&str]) -> Command {
+pub(crate) fn command(folder: &Utf8Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("git");
     command.args(arguments).current_dir(folder).stdin(Stdio::null());
     for variable in OF_ANOTHER_REPOSITORY {

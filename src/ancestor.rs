@@ -1,0 +1,190 @@
+//! Which frozen build a checkout goes on from: the one that went the same way for the longest. Pure.
+//!
+//! Builds of one base differ only in how far they were migrated. One fits when all that it applied is
+//! in this checkout with the same checksum and nothing of the checkout would run behind a later
+//! script. The one with the fewest scripts to go wins, then the newest: going to and fro between two
+//! branches runs only what differs.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::context::Context;
+use crate::database::Applied;
+use crate::error::{Error, Exit};
+use crate::migrate::{Scripts, Version};
+use crate::report::format;
+use crate::snapshot::choose::{self, Checkout};
+use crate::snapshot::{find, history, manifest};
+
+/// What this checkout has.
+pub(crate) struct Here {
+    checkout: Checkout,
+    /// Repeatable scripts, by description.
+    repeatable: BTreeSet<String>,
+}
+
+impl Here {
+    pub(crate) fn new(ctx: &Context, scripts: &Scripts) -> Self {
+        // A build runs scripts in their order: one behind a later one would give something else.
+        let checkout = Checkout { out_of_order: false, ..find::checkout(ctx, scripts) };
+        let repeatable = scripts.repeatable.iter().map(|script| script.description.clone());
+        Self { checkout, repeatable: repeatable.collect() }
+    }
+
+    /// How many versioned scripts are to go after these; `None`: they went another way.
+    fn to_go(&self, applied: &[Applied]) -> Option<usize> {
+        let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
+        choose::history_fits(&rows, &self.checkout).ok()?;
+        let known = |row: &Applied| self.repeatable.contains(&row.description);
+        if !applied.iter().filter(|row| is_repeatable(row)).all(known) {
+            return None;
+        }
+        let last: Option<Version> =
+            history::current_version(&rows).and_then(|text| Version::parse(&text).ok());
+        let pending = |version: &Version| last.as_ref().is_none_or(|last| version > last);
+        let pending = self.checkout.versioned.iter().filter(|script| pending(&script.version));
+        Some(pending.count())
+    }
+}
+
+fn is_repeatable(row: &Applied) -> bool {
+    row.version.is_none() && row.kind != "SCHEMA" && row.kind != "DELETE"
+}
+
+pub(crate) fn as_in_a_manifest(row: &Applied) -> manifest::Applied {
+    manifest::Applied {
+        rank: row.rank,
+        version: row.version.clone(),
+        description: row.description.clone(),
+        kind: row.kind.clone(),
+        script: String::new(),
+        checksum: row.checksum,
+        installed_on: String::new(),
+        success: row.success,
+    }
+}
+
+/// A frozen build to go on from.
+pub(crate) struct Nearest<T> {
+    pub found: T,
+    made_at: Timestamp,
+    version: Option<String>,
+    to_go: usize,
+    has_repeatables: bool,
+}
+
+/// The nearest of those found; `past` gives the history in one, and when it was made.
+pub(crate) fn nearest<T>(
+    found: Vec<T>,
+    past: impl Fn(&T) -> (Vec<Applied>, Timestamp),
+    here: &Here,
+) -> Option<Nearest<T>> {
+    let fitting = found.into_iter().filter_map(|found| {
+        let (applied, made_at) = past(&found);
+        let to_go = here.to_go(&applied)?;
+        let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
+        Some(Nearest {
+            found,
+            made_at,
+            version: history::current_version(&rows),
+            to_go,
+            has_repeatables: applied.iter().any(is_repeatable),
+        })
+    });
+    fitting.min_by_key(|nearest| (nearest.to_go, std::cmp::Reverse(nearest.made_at)))
+}
+
+impl<T> Nearest<T> {
+    /// What is taken, for the user.
+    pub(crate) fn note(&self, kind: &str) -> String {
+        let seconds = Timestamp::now().duration_since(self.made_at).as_secs();
+        let age = format::age(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        format!(
+            "from the {kind} of {age} ago, schema version {}: {} to go",
+            self.version.as_deref().unwrap_or("none"),
+            format::counted(self.to_go as u64, "script")
+        )
+    }
+
+    /// A build runs repeatable scripts last, here they stand already: what depends on them can be in
+    /// the way of a script that a build would run. Then building is the answer, else it would only
+    /// fail later.
+    ///
+    /// # Errors
+    /// `error`, where building would not help.
+    pub(crate) fn may_differ(&self, error: Error, ctx: &Context) -> Result<(), Error> {
+        if !self.has_repeatables || error.exit() != Exit::Script || ctx.cancel.is_cancelled() {
+            return Err(error);
+        }
+        ctx.report.note("building from the beginning: a script fails on the clone".to_owned());
+        ctx.report.detail(error.to_string());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Applied, Here, nearest};
+    use crate::migrate::Version;
+    use crate::snapshot::choose::{Checkout, CheckoutScript};
+
+    fn applied(scripts: &[(&str, i32)]) -> Vec<Applied> {
+        let row = |(rank, (version, checksum)): (usize, &(&str, i32))| Applied {
+            rank: i32::try_from(rank).expect("a few"),
+            version: (!version.is_empty()).then(|| (*version).to_owned()),
+            description: "totals".to_owned(),
+            kind: "SQL".to_owned(),
+            checksum: Some(*checksum),
+            success: true,
+        };
+        scripts.iter().enumerate().map(row).collect()
+    }
+
+    fn here(scripts: &[(&str, i32)]) -> Here {
+        let script = |(version, checksum): &(&str, i32)| CheckoutScript {
+            version: Version::parse(version).expect("is a version"),
+            checksum: *checksum,
+        };
+        Here {
+            checkout: Checkout {
+                versioned: scripts.iter().map(script).collect(),
+                ..Checkout::default()
+            },
+            repeatable: ["totals".to_owned()].into(),
+        }
+    }
+
+    #[test]
+    fn the_deepest_ancestor_is_taken_then_the_newest() {
+        let found: Vec<(&str, Vec<Applied>, i64)> = vec![
+            ("one", applied(&[("1", 1)]), 9),
+            ("two, old", applied(&[("1", 1), ("2", 2)]), 1),
+            ("two, new", applied(&[("1", 1), ("2", 2), ("", 7)]), 2),
+            ("other two", applied(&[("1", 1), ("2", 22)]), 10),
+            ("newer", applied(&[("1", 1), ("2", 2), ("9", 9)]), 11),
+            ("skips", applied(&[("1", 1), ("3", 3)]), 12),
+        ];
+        let past = |found: &(&str, Vec<Applied>, i64)| {
+            (found.1.clone(), jiff::Timestamp::from_second(found.2).expect("in range"))
+        };
+        let take = |scripts: &[(&str, i32)]| {
+            let nearest = nearest(found.clone(), past, &here(scripts))?;
+            Some((nearest.found.0, nearest.to_go))
+        };
+        assert_eq!(take(&[("1", 1), ("2", 2), ("3", 3), ("4", 4)]), Some(("two, new", 2)));
+        assert_eq!(take(&[("1", 1), ("2", 5)]), Some(("one", 1)));
+        assert_eq!(take(&[("1", 1), ("3", 3)]), Some(("skips", 0)));
+        assert_eq!(take(&[("1", 8)]), None);
+    }
+
+    #[test]
+    fn a_repeatable_that_is_gone_here_is_another_way() {
+        let mut gone = here(&[("1", 1)]);
+        assert_eq!(gone.to_go(&applied(&[("1", 1), ("", 7)])), Some(0));
+        gone.repeatable.clear();
+        assert_eq!(gone.to_go(&applied(&[("1", 1), ("", 7)])), None);
+        assert_eq!(gone.to_go(&[]), Some(1));
+    }
+}
