@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod connect;
 pub mod context;
+mod copy;
 pub mod database;
 pub mod doctor;
 pub mod engine;
