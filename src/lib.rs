@@ -21,6 +21,7 @@ pub mod guard;
 pub mod image;
 pub mod init;
 pub mod journeys;
+pub mod lend;
 pub mod lock;
 pub mod migrate;
 pub mod pg;

@@ -9,6 +9,7 @@
 mod ci;
 mod engines;
 mod images;
+mod lend;
 mod many;
 mod reset;
 mod seed;
