@@ -96,7 +96,7 @@ pub async fn freeze(
     let fail = |error| Error::Sql { what: "freeze as", database: name.clone(), error };
     database::end_sessions(session, scratch.name()).await.map_err(fail)?;
     database::copy(ctx, session, server, &name, scratch.name(), owner).await?;
-    close(session, &name, scratch.marker(), old).await?;
+    close(ctx, session, &name, scratch.marker(), old).await?;
     step.done("");
     Ok(())
 }
@@ -119,7 +119,7 @@ pub(crate) async fn freeze_itself(ctx: &Context, scratch: &Scratch) -> Result<()
         database: name.clone(),
         error,
     })?;
-    close(session, &name, scratch.marker(), old).await?;
+    close(ctx, session, &name, scratch.marker(), old).await?;
     step.done("");
     Ok(())
 }
@@ -137,6 +137,7 @@ async fn of_database(session: &Session, final_name: &str) -> Result<Vec<String>,
 
 /// Closes what is to be a template, marks it, and drops the older ones.
 async fn close(
+    ctx: &Context,
     session: &Session,
     name: &str,
     marker: &Marker,
@@ -154,7 +155,10 @@ async fn close(
     let marker = Marker { kind: Kind::Template, ..marker.clone() };
     database::set_marker(session, name, &marker).await?;
     for old in old {
-        database::drop_marked(session, &old, &[Kind::Template]).await?;
+        if let Err(error) = database::drop_marked(session, &old, &[Kind::Template]).await {
+            // Somebody copies it just now. It is dropped with the next one, and never used by then.
+            ctx.report.detail(format!("the older template stays as `{old}`: {error}"));
+        }
     }
     Ok(())
 }

