@@ -122,8 +122,7 @@ pub async fn create(ctx: &Context, wish: &Wish) -> Result<Vec<Lent>, error::Erro
     // here; nothing is replaced.
     guard::replace_on_server(ctx, &server, &[], CREATE).await?;
     let session = connect::session(&server.admin).await?;
-    let files = journeys::read_files(ctx)?;
-    let (lent, found) = copy_ready(ctx, &server, &session, &files, wish).await?;
+    let (lent, found) = copy_ready(ctx, &server, &session, wish).await?;
     sweep(ctx, &session, &found, &ctx.config.database.name).await;
     session.close().await;
     Ok(lent)
@@ -135,22 +134,29 @@ async fn copy_ready(
     ctx: &Context,
     server: &Server,
     session: &Session,
-    files: &Files,
     wish: &Wish,
 ) -> Result<(Vec<Lent>, Vec<Found>), error::Error> {
     let database = ctx.config.database.name.clone();
     for _ in 0..ATTEMPTS {
         let found = database::list(session).await?;
-        let origin = live_origin(&found, &database)?;
-        let fingerprint = fingerprint(ctx, server, files, &origin)?;
+        let fingerprint = fingerprint(ctx, server, &found)?;
         let Some((template, marker)) = template::ready(&found, &database, &fingerprint) else {
-            make_template(ctx, session, server, files).await?;
+            make_template(ctx, session, server).await?;
             continue;
         };
         let lease = Lease { ttl_seconds: Some(wish.ttl_seconds), owner: wish.owner.clone() };
         let marker =
             Marker { lease: Some(lease), ..marker.cloned(Kind::Lent, database::MadeBy::Template) };
-        match copies(ctx, server, session, template, &marker, wish.count).await {
+        let copied = async {
+            // Nobody can connect to a template, unless somebody opened it on purpose; the copy would wait
+            // for seconds and then fail.
+            if database::end_sessions(session, template).await? > 0 {
+                // Several may close it at once, and the server lets only one.
+                let _ = database::block_and_end(session, template).await;
+            }
+            copies(ctx, server, session, template, &marker, wish.count).await
+        };
+        match copied.await {
             Ok(names) => {
                 let lent = names.into_iter().map(|name| {
                     let url = connect::owner(ctx, server, &name).url_with_password();
@@ -158,14 +164,9 @@ async fn copy_ready(
                 });
                 return Ok((lent.collect(), found));
             }
-            Err(error) if error.sqlstate() == Some(database::IN_USE) => {
-                // Several may do so at once, and the server lets only one: what counts is the next copy.
-                let _ = database::block_and_end(session, template).await;
-            }
-            Err(error) if error.sqlstate() == Some(GONE) => {}
+            Err(error) if matches!(error.sqlstate(), Some(database::IN_USE | GONE)) => {}
             Err(error) => {
-                let what = "copy into database of";
-                return Err(database::stopped(ctx, what, template, error).into());
+                return Err(database::stopped(ctx, "copy template", template, error).into());
             }
         }
     }
@@ -186,24 +187,21 @@ fn live_origin(found: &[Found], database: &str) -> Result<Origin, error::Error> 
     Ok(marker.origin.clone().unwrap_or(Origin::Empty))
 }
 
-/// That of the build which `reset` would make with the rows of `origin`.
-fn fingerprint(
-    ctx: &Context,
-    server: &Server,
-    files: &Files,
-    origin: &Origin,
-) -> Result<String, error::Error> {
-    let Files { accounts, scripts } = files;
+/// That of the build which `reset` would make of this checkout, with the rows that the live database of
+/// `found` came from.
+fn fingerprint(ctx: &Context, server: &Server, found: &[Found]) -> Result<String, error::Error> {
+    let origin = live_origin(found, &ctx.config.database.name)?;
+    let Files { accounts, scripts } = journeys::read_files(ctx)?;
     let seeds = match origin {
         Origin::Files => seed::files(ctx)?,
         Origin::Snapshot { .. } | Origin::Empty => Vec::new(),
     };
-    let rows = match origin {
+    let rows = match &origin {
         Origin::Snapshot { id, .. } => Rows::Snapshot(id),
         Origin::Files if !seeds.is_empty() => Rows::Files(&seeds),
         Origin::Files | Origin::Empty => Rows::None,
     };
-    journeys::fingerprint_of(ctx, server, scripts, accounts, &rows, None)
+    journeys::fingerprint_of(ctx, server, &scripts, &accounts, &rows, None)
 }
 
 /// One run makes it; those that come meanwhile wait, and find it.
@@ -211,7 +209,6 @@ async fn make_template(
     ctx: &Context,
     session: &Session,
     server: &Server,
-    files: &Files,
 ) -> Result<(), error::Error> {
     let database = &ctx.config.database.name;
     let what = format!("template of {database}");
@@ -222,13 +219,12 @@ async fn make_template(
         }
     })?;
     let found = database::list(session).await?;
-    let origin = live_origin(&found, database)?;
-    let fingerprint = fingerprint(ctx, server, files, &origin)?;
+    let fingerprint = fingerprint(ctx, server, &found)?;
     if template::ready(&found, database, &fingerprint).is_none() {
         ctx.report.note(format!(
             "there is no template of `{database}` for this checkout: building one, once"
         ));
-        journeys::make_template(ctx, CREATE, &origin).await?;
+        journeys::make_template(ctx, CREATE, &live_origin(&found, database)?).await?;
     }
     let key = quote::literal(&what);
     let leave = format!("select pg_advisory_unlock({}, hashtext({key}))", lock::KEY_CLASS);
@@ -463,7 +459,7 @@ impl Copies {
         match copied.await {
             Ok(names) => Ok(Self { session, marker, names }),
             Err(error) => {
-                Err(database::stopped(ctx, "copy into databases", scratch.name(), error).into())
+                Err(database::stopped(ctx, "copy database", scratch.name(), error).into())
             }
         }
     }
