@@ -9,6 +9,7 @@ use crate::connect;
 use crate::context::Context;
 use crate::error::Error;
 use crate::journeys::{self, Built, CiOptions, Proof, Site};
+use crate::lend::Copies;
 use crate::migrate;
 use crate::pg::Target;
 use crate::pg::names::DatabaseName;
@@ -48,9 +49,25 @@ pub(crate) async fn prove(
     checks.push(grants_hold(ctx, site, &names).await?);
     let passed = checks.iter().all(|check| check.passed);
     let mut command_exit = None;
+    let mut kept_urls = Vec::new();
     if passed && !options.command.is_empty() {
+        let copies = copies(ctx, site, built, options).await?;
+        let targets: Vec<Target> = std::iter::once(target.clone())
+            .chain(copies.iter().flat_map(|copies| {
+                copies.names.iter().map(|name| connect::owner(ctx, &site.server, name))
+            }))
+            .collect();
         let started = Instant::now();
-        let code = run_command(ctx, &target, options).await?;
+        let code = run_command(ctx, &targets, options).await;
+        match copies {
+            Some(copies) if options.keep => {
+                kept_urls = targets.iter().map(ToString::to_string).collect();
+                copies.keep().await?;
+            }
+            Some(copies) => copies.discard().await?,
+            None => {}
+        }
+        let code = code?;
         command_exit = Some(code);
         checks.push(Check {
             name: format!("`{}`", options.command.join(" ")),
@@ -68,6 +85,7 @@ pub(crate) async fn prove(
         steps: ctx.report.records(),
         warnings: ctx.report.warnings(),
         kept_url: options.keep.then(|| target.to_string()),
+        kept_urls,
         command_exit,
     })
 }
@@ -135,9 +153,25 @@ async fn grants_hold(ctx: &Context, site: &Site, names: &DatabaseName) -> Result
     })
 }
 
-/// Runs the team's tests with the database in their environment. Ctrl-C ends them as well.
-async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Result<i32, Error> {
-    let [program, arguments @ ..] = options.command.as_slice() else { return Ok(0) };
+/// The databases of all workers but the first, which works in the one that was proved.
+async fn copies(
+    ctx: &Context,
+    site: &Site,
+    built: &Built,
+    options: &CiOptions,
+) -> Result<Option<Copies>, Error> {
+    let Some(count) = options.databases else { return Ok(None) };
+    let step = ctx.report.step("copy the database for each worker");
+    let copies = Copies::of(ctx, &site.server, &built.scratch, count.saturating_sub(1)).await?;
+    step.done(format::counted(count.into(), "database"));
+    Ok(Some(copies))
+}
+
+/// Runs the team's tests with the databases in their environment. Ctrl-C ends them as well.
+async fn run_command(ctx: &Context, targets: &[Target], options: &CiOptions) -> Result<i32, Error> {
+    let ([program, arguments @ ..], [target, ..]) = (options.command.as_slice(), targets) else {
+        return Ok(0);
+    };
     let mut child = tokio::process::Command::new(program);
     child
         .args(arguments)
@@ -157,6 +191,12 @@ async fn run_command(ctx: &Context, target: &Target, options: &CiOptions) -> Res
     }
     if let Some(password) = &target.password {
         child.env("PGPASSWORD", password.expose_secret());
+    }
+    if options.databases.is_some() {
+        child.env("SEEDBED_DATABASES", targets.len().to_string());
+        for (number, target) in (1..).zip(targets) {
+            child.env(format!("DATABASE_URL_{number}"), target.url_with_password());
+        }
     }
     let mut child =
         child.spawn().map_err(|error| Error::CommandLine(format!("run `{program}`: {error}")))?;

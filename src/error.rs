@@ -4,8 +4,8 @@
 //! exhaustive matches. Exit codes are a contract (README, section Exit codes).
 
 use crate::{
-    branch, config, database, engine, lock, migrate, pg, saved, scratch_server, seed, snapshot,
-    store, users,
+    branch, config, database, engine, lend, lock, migrate, pg, saved, scratch_server, seed,
+    snapshot, store, users,
 };
 
 /// What the process ends with.
@@ -61,6 +61,8 @@ pub enum Error {
     #[error(transparent)]
     DatabaseBuild(#[from] database::Error),
     #[error(transparent)]
+    Lend(#[from] lend::Error),
+    #[error(transparent)]
     Lock(#[from] lock::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -97,6 +99,7 @@ impl Error {
             Self::Config(_) => Exit::Configuration,
             Self::Engine(error) => error.exit(),
             Self::DatabaseBuild(error) => error.exit(),
+            Self::Lend(error) => error.exit(),
             Self::Lock(error) => error.exit(),
             Self::Store(error) => error.exit(),
             Self::Migrate(error) => error.exit(),
@@ -131,6 +134,7 @@ impl Error {
             Self::Config(error) => error.hints(),
             Self::Engine(error) => error.hints(),
             Self::DatabaseBuild(error) => error.hints(),
+            Self::Lend(error) => error.hints(),
             Self::Lock(error) => error.hints(),
             Self::Store(error) => error.hints(),
             Self::Migrate(error) => error.hints(),

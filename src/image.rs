@@ -65,11 +65,8 @@ pub(crate) fn is_meant(ctx: &Context, server: &Server, bytes: u64) -> bool {
 
 /// Bytes of a database.
 pub(crate) async fn size_of(session: &Session, name: &str) -> Result<u64, Error> {
-    let row = session
-        .query_one("select pg_database_size($1::text::name)", &[&name])
-        .await
-        .map_err(|error| failed("measure the database", error))?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+    let size = database::size_of(session, name).await;
+    size.map_err(|error| failed("measure the database", error))
 }
 
 /// What else the server holds that an image would bring back or take away; `None`: it is the
@@ -156,7 +153,7 @@ pub(crate) async fn freeze(
                 database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
             }
             Kind::Live => live = Some(marker),
-            Kind::Scratch | Kind::Retired | Kind::Kept | Kind::Saved => {}
+            Kind::Scratch | Kind::Retired | Kind::Kept | Kind::Saved | Kind::Lent => {}
         }
     }
     let Some((marker, fingerprint)) =

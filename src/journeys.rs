@@ -15,6 +15,7 @@ use crate::engine::{self, Engine, Keep, Server};
 use crate::error::Error;
 use crate::guard;
 use crate::image;
+use crate::lend;
 use crate::lock::{self, ProjectLock};
 use crate::migrate::{self, Scripts};
 use crate::pg::names::DatabaseName;
@@ -383,6 +384,9 @@ pub struct Proof {
     pub warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept_url: Option<String>,
+    /// Of `--databases`: all that were kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kept_urls: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command_exit: Option<i32>,
 }
@@ -393,6 +397,8 @@ pub struct CiOptions {
     pub seed: Seed,
     pub skip_damaged: bool,
     pub keep: bool,
+    /// How many databases the command gets; `None`: the one that was proved.
+    pub databases: Option<u32>,
     /// The team's own tests; empty for none.
     pub command: Vec<String>,
     /// What the command prints goes to standard error: standard output carries one JSON document.
@@ -484,19 +490,46 @@ pub(crate) struct Built {
 async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Error> {
     guard::replace_in_environment(ctx, verb)?;
     let lock = lock::project(&ctx.state_dir(), verb)?;
-    let name = &ctx.config.database.name;
-    let names = DatabaseName::live(name);
-    let accounts = users::read(ctx, &names)?;
-    let scripts = migrate::resolve(ctx, &names, &ctx.config.database.user)?;
+    let files = read_files(ctx)?;
     let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
     ctx.report.note(choice.why);
     let server = choice.engine.ensure(ctx).await?;
+    enter(ctx, verb, lock, files, choice.engine, server).await
+}
+
+/// What of the checkout decides about a database, beside the rows.
+pub(crate) struct Files {
+    pub accounts: users::Plan,
+    pub scripts: Scripts,
+}
+
+/// Reads accounts and scripts.
+///
+/// # Errors
+/// What is wrong with them.
+pub(crate) fn read_files(ctx: &Context) -> Result<Files, Error> {
+    let names = DatabaseName::live(&ctx.config.database.name);
+    let accounts = users::read(ctx, &names)?;
+    let scripts = migrate::resolve(ctx, &names, &ctx.config.database.user)?;
+    Ok(Files { accounts, scripts })
+}
+
+async fn enter(
+    ctx: &Context,
+    verb: &'static str,
+    lock: ProjectLock,
+    files: Files,
+    engine: Engine,
+    server: Server,
+) -> Result<Site, Error> {
     let listing = let_pass(ctx, &server, verb).await?;
     let session = connect::session(&server.admin).await?;
+    let name = &ctx.config.database.name;
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
-    let mut site =
-        Site { engine: choice.engine, server, session, scripts, accounts, listing, _lock: lock };
+    lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
+    let Files { accounts, scripts } = files;
+    let mut site = Site { engine, server, session, scripts, accounts, listing, _lock: lock };
     take_back(ctx, &mut site).await?;
     Ok(site)
 }
@@ -515,6 +548,45 @@ async fn take_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
         }
         other => other,
     }
+}
+
+/// Builds what `reset` would give from the same rows that the live database came from, and freezes it
+/// as the template. The live database is left alone, and the server has to run already.
+///
+/// # Errors
+/// Any; an older template stays then.
+pub(crate) async fn make_template(
+    ctx: &Context,
+    verb: &'static str,
+    origin: &Origin,
+) -> Result<(), Error> {
+    guard::replace_in_environment(ctx, verb)?;
+    let lock = lock::project(&ctx.state_dir(), verb)?;
+    let files = read_files(ctx)?;
+    let engine = engine::chosen_before(ctx).await?.ok_or(Error::NoServer)?;
+    let server = engine.running(ctx).await?.ok_or(Error::NoServer)?;
+    let site = enter(ctx, verb, lock, files, engine, server).await?;
+    make_roles(ctx, &site).await?;
+    let seed = match origin {
+        Origin::Snapshot { id, .. } => Seed::Id(id.clone()),
+        Origin::Files => Seed::Files,
+        Origin::Empty => Seed::Nothing,
+    };
+    let wish = Wish { seed, to: None, skip_damaged: false, keep: Keep::No };
+    let source = choose_source(ctx, &site, &wish).await.map_err(|error| match error.exit() {
+        crate::error::Exit::NoSnapshot => Error::NoData {
+            what: "the snapshot that the live database came from is needed once more: ".to_owned(),
+            error: Box::new(error),
+            instead: "go on from the newest one: `seedbed reset`".to_owned(),
+        },
+        _ => error,
+    })?;
+    let Built { scratch, .. } = build(ctx, &site, &source, &wish).await?;
+    match ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await {
+        Ok(()) => scratch.release().await,
+        Err(error) => return Err(given_up(ctx, scratch, error).await),
+    }
+    Ok(())
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
@@ -1080,8 +1152,8 @@ pub(crate) async fn run_scripts(
 
 /// Everything that decides what a build gives.
 fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<String, Error> {
-    let scripts = site.scripts.facts(&ctx.config.migrate);
-    hashed(ctx, site, source, wish, &scripts)
+    let to = wish.to.as_deref();
+    fingerprint_of(ctx, &site.server, &site.scripts, &site.accounts, &Rows::of(source), to)
 }
 
 /// The same without the migration scripts: builds that have it in common differ only in how far they
@@ -1091,34 +1163,68 @@ fn base(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Opti
         return Ok(None);
     }
     let settings = site.scripts.base_facts(&ctx.config.migrate);
-    hashed(ctx, site, source, wish, &settings).map(Some)
+    hashed(ctx, &site.server, &settings, &site.accounts, &Rows::of(source), None).map(Some)
+}
+
+/// What of a source decides about the result.
+pub(crate) enum Rows<'a> {
+    /// Its id.
+    Snapshot(&'a str),
+    Files(&'a [camino::Utf8PathBuf]),
+    None,
+}
+
+impl<'a> Rows<'a> {
+    fn of(source: &'a Source) -> Self {
+        match source {
+            Source::Snapshot { manifest, .. } => Self::Snapshot(&manifest.id),
+            Source::Files(files) => Self::Files(files),
+            Source::Nothing => Self::None,
+        }
+    }
+}
+
+/// The fingerprint of a build of this checkout, with these rows, migrated up to `to`.
+///
+/// # Errors
+/// What is wrong with the files.
+pub(crate) fn fingerprint_of(
+    ctx: &Context,
+    server: &Server,
+    scripts: &Scripts,
+    accounts: &users::Plan,
+    rows: &Rows<'_>,
+    to: Option<&str>,
+) -> Result<String, Error> {
+    hashed(ctx, server, &scripts.facts(&ctx.config.migrate), accounts, rows, to)
 }
 
 fn hashed(
     ctx: &Context,
-    site: &Site,
-    source: &Source,
-    wish: &Wish,
+    server: &Server,
     migrations: &[(String, String)],
+    accounts: &users::Plan,
+    rows: &Rows<'_>,
+    to: Option<&str>,
 ) -> Result<String, Error> {
-    let mut fingerprint = Fingerprint::new(&site.server);
+    let mut fingerprint = Fingerprint::new(server);
     fingerprint.add("database", &ctx.config.database.name);
     fingerprint.add("owner", &ctx.config.database.user);
-    if site.server.kind == engine::ServerKind::Docker {
+    if server.kind == engine::ServerKind::Docker {
         // The same version of another image may sort text in another way.
         fingerprint.add("image", &ctx.config.engine.image);
     }
-    fingerprint.add("to", wish.to.as_deref().unwrap_or(""));
+    fingerprint.add("to", to.unwrap_or(""));
     for (name, value) in migrations {
         fingerprint.add(name, value);
     }
     let restore = &ctx.config.restore;
     fingerprint.add("restore", format!("{:?} {:?}", restore.owners, restore.ignore_extensions));
-    fingerprint.add("accounts", site.accounts.fingerprint_text());
-    match source {
-        Source::Snapshot { manifest, .. } => fingerprint.add("snapshot", &manifest.id),
-        Source::Files(files) => {
-            for path in files {
+    fingerprint.add("accounts", accounts.fingerprint_text());
+    match rows {
+        Rows::Snapshot(id) => fingerprint.add("snapshot", id),
+        Rows::Files(files) => {
+            for path in *files {
                 let action = "read";
                 let content = fs_err::read(path).map_err(|error| Error::File {
                     action,
@@ -1128,7 +1234,7 @@ fn hashed(
                 fingerprint.add(path.as_str(), content);
             }
         }
-        Source::Nothing => fingerprint.add("empty", ""),
+        Rows::None => fingerprint.add("empty", ""),
     }
     Ok(fingerprint.finish())
 }

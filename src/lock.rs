@@ -101,7 +101,7 @@ fn ignore(state_dir: &Utf8Path) -> std::io::Result<()> {
 }
 
 /// First half of our advisory keys: `seed` in ASCII.
-const KEY_CLASS: i32 = 0x7365_6564;
+pub(crate) const KEY_CLASS: i32 = 0x7365_6564;
 
 /// Takes the advisory lock for building or replacing `database`, on a session with the maintenance
 /// database. It is held until that session ends.

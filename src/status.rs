@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Origin};
+use crate::database::{self, MadeBy, Origin};
 use crate::engine::Server;
 use crate::error::Error;
+use crate::lend;
 use crate::migrate;
 use crate::pg::names::DatabaseName;
 use crate::pg::tools::Tools;
@@ -44,6 +45,14 @@ pub struct DatabaseStatus {
     /// `None` for a database that seedbed did not make.
     pub origin: Option<Origin>,
     pub made_at: Option<String>,
+    /// Built, or a clone of a template or of an image.
+    pub made_by: Option<MadeBy>,
+    /// When the contents of what it was cloned from were built.
+    pub built_at: Option<String>,
+    /// How much it has grown since it became live; negative where it has shrunk.
+    pub grown_bytes: Option<i64>,
+    /// How many databases are lent beside it.
+    pub lent: usize,
 }
 
 /// Looks; changes nothing.
@@ -81,8 +90,10 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
         Err(error) => return Err(Error::Server(error)),
     };
     let version = query_text(&session, "show server_version").await?;
-    let found = database::find(&session, &target.database).await?;
+    let all = database::list(&session).await?;
     session.close().await;
+    let lent = lend::count(&all, &target.database);
+    let found = all.into_iter().find(|found| found.name == target.database);
     let server = ServerStatus { kind, host: target.host.clone(), port: target.port, version };
     let Some(found) = found else {
         return Ok(nothing(Some(server)));
@@ -96,15 +107,22 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
         .map_err(|error| Error::Database { what: "measure the database".to_owned(), error })?;
     session.close().await;
     let info = migrate::info(ctx, &target, &scripts).await?;
+    let size_bytes = size.get(0);
+    let marker = found.marker.as_ref();
+    let bytes = marker.and_then(|marker| i64::try_from(marker.bytes?).ok());
     Ok(Status {
         database: Some(DatabaseStatus {
             name: found.name,
             url: target.to_string(),
             schema_version: info.schema_version.clone(),
             pending: pending(&info),
-            size_bytes: size.get(0),
-            origin: found.marker.as_ref().and_then(|marker| marker.origin.clone()),
-            made_at: found.marker.map(|marker| marker.made_at),
+            size_bytes,
+            origin: marker.and_then(|marker| marker.origin.clone()),
+            made_at: marker.map(|marker| marker.made_at.clone()),
+            made_by: marker.and_then(|marker| marker.made_by),
+            built_at: marker.and_then(|marker| marker.built_at.clone()),
+            grown_bytes: bytes.map(|bytes| size_bytes - bytes),
+            lent,
         }),
         ..nothing(Some(server))
     })

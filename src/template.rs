@@ -7,7 +7,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::context::Context;
-use crate::database::{self, Applied, Error, Kind, Marker, Scratch};
+use crate::database::{self, Applied, Error, Found, Kind, Marker, Scratch};
 use crate::engine::Server;
 use crate::pg::{Session, quote};
 
@@ -20,7 +20,8 @@ impl Fingerprint {
     /// Begins with the server: a template is only good on the version that made it.
     pub fn new(server: &Server) -> Self {
         let mut this = Self { hash: Sha256::new() };
-        this.add("format", "2");
+        // 3: the template has the privileges on the database as well.
+        this.add("format", "3");
         this.add("server", server.version_num.to_string());
         this
     }
@@ -55,16 +56,25 @@ pub async fn clone_ready(
         database: final_name.to_owned(),
         error,
     })?;
-    let found = database::list(&session).await?.into_iter().find_map(|found| {
-        let marker = found.marker?;
+    let found = database::list(&session).await?;
+    session.close().await;
+    let Some((name, marker)) = ready(&found, final_name, fingerprint) else { return Ok(None) };
+    Scratch::clone_of(ctx, server, name, marker, owner).await.map(Some)
+}
+
+/// The name and the marker of the ready template with this fingerprint, if it is among `found`.
+pub(crate) fn ready<'a>(
+    found: &'a [Found],
+    final_name: &str,
+    fingerprint: &str,
+) -> Option<(&'a str, &'a Marker)> {
+    found.iter().find_map(|found| {
+        let marker = found.marker.as_ref()?;
         let fits = marker.kind == Kind::Template
             && marker.database == final_name
             && marker.fingerprint.as_deref() == Some(fingerprint);
-        fits.then_some((found.name, marker))
-    });
-    session.close().await;
-    let Some((name, marker)) = found else { return Ok(None) };
-    Scratch::clone_of(ctx, server, &name, &marker, owner).await.map(Some)
+        fits.then_some((found.name.as_str(), marker))
+    })
 }
 
 /// The templates of a database whose builds differ by nothing but the migration scripts, with what
@@ -101,33 +111,78 @@ pub async fn freeze(
 ) -> Result<(), Error> {
     let session = scratch.session();
     let final_name = scratch.final_name();
-    let old: Vec<String> = database::list(session)
-        .await?
-        .into_iter()
-        .filter(|found| {
-            found.marker.as_ref().is_some_and(|marker| {
-                marker.kind == Kind::Template && marker.database == final_name
-            })
-        })
-        .map(|found| found.name)
-        .collect();
+    let old = of_database(session, final_name).await?;
     let step = ctx.report.step("freeze as template");
     let name = database::unique_name(final_name, "template");
     let fail = |error| Error::Sql { what: "freeze as", database: name.clone(), error };
     database::end_sessions(session, scratch.name()).await.map_err(fail)?;
     database::copy(ctx, session, server, &name, scratch.name(), owner).await?;
-    session
-        .batch(&format!(
-            "alter database {0} with is_template true allow_connections false",
-            quote::ident(&name)
-        ))
-        .await
-        .map_err(fail)?;
-    let marker = Marker { kind: Kind::Template, applied, ..scratch.marker().clone() };
-    database::set_marker(session, &name, &marker).await?;
-    for old in old {
-        database::drop_marked(session, &old, &[Kind::Template]).await?;
-    }
+    let marker = Marker { applied, ..scratch.marker().clone() };
+    close(ctx, session, &name, &marker, old).await?;
     step.done("");
+    Ok(())
+}
+
+/// Freezes a complete scratch database itself, where nothing else is to become of it.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn freeze_itself(ctx: &Context, scratch: &Scratch) -> Result<(), Error> {
+    let session = scratch.session();
+    let old = of_database(session, scratch.final_name()).await?;
+    let step = ctx.report.step("freeze as template");
+    let name = database::unique_name(scratch.final_name(), "template");
+    let frozen = async {
+        database::end_sessions(session, scratch.name()).await?;
+        session.batch(&database::rename_statement(scratch.name(), &name)).await
+    };
+    frozen.await.map_err(|error| Error::Sql {
+        what: "freeze as",
+        database: name.clone(),
+        error,
+    })?;
+    // Nobody goes on from it: how far it was migrated is not noted.
+    let marker = Marker { base: None, ..scratch.marker().clone() };
+    close(ctx, session, &name, &marker, old).await?;
+    step.done("");
+    Ok(())
+}
+
+/// The templates of a database.
+async fn of_database(session: &Session, final_name: &str) -> Result<Vec<String>, Error> {
+    let found = database::list(session).await?.into_iter().filter(|found| {
+        found
+            .marker
+            .as_ref()
+            .is_some_and(|marker| marker.kind == Kind::Template && marker.database == final_name)
+    });
+    Ok(found.map(|found| found.name).collect())
+}
+
+/// Closes what is to be a template, marks it, and drops the older ones.
+async fn close(
+    ctx: &Context,
+    session: &Session,
+    name: &str,
+    marker: &Marker,
+    old: Vec<String>,
+) -> Result<(), Error> {
+    let closing = format!(
+        "alter database {} with is_template true allow_connections false",
+        quote::ident(name)
+    );
+    session.batch(&closing).await.map_err(|error| Error::Sql {
+        what: "freeze as",
+        database: name.to_owned(),
+        error,
+    })?;
+    let marker = Marker { kind: Kind::Template, ..marker.clone() };
+    database::set_marker(session, name, &marker).await?;
+    for old in old {
+        if let Err(error) = database::drop_marked(session, &old, &[Kind::Template]).await {
+            // Somebody copies it just now. It is dropped with the next one, and never used by then.
+            ctx.report.detail(format!("the older template stays as `{old}`: {error}"));
+        }
+    }
     Ok(())
 }

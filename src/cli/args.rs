@@ -100,6 +100,9 @@ pub enum Command {
                       seedbed branch save before-orders"
     )]
     Branch(Branch),
+    /// A database of its own for each test: copies of the one that `reset` would give
+    #[command(subcommand, after_help = "Example: DATABASE_URL=$(seedbed db create) make test")]
+    Db(Db),
     /// Replace the database by a chosen snapshot, or load a file into it
     #[command(after_help = "Example: seedbed seed --snapshot latest\n         \
                             seedbed seed --file extra.sql.gz")]
@@ -176,6 +179,7 @@ impl Command {
             Self::UndoReset => "undo-reset",
             Self::Images(_) => "images",
             Self::Branch(_) => "branch",
+            Self::Db(_) => "db",
             Self::Seed(_) => "seed",
             Self::Down(_) => "down",
             Self::Status => "status",
@@ -208,6 +212,8 @@ impl Command {
             Self::Branch(Branch::Save { .. }) => Some("branch save"),
             Self::Branch(Branch::Restore { .. }) => Some("branch restore"),
             Self::Users(Users::Check) => Some("users check"),
+            Self::Db(Db::Create { .. }) => Some("db create"),
+            Self::Db(Db::Drop { .. }) => Some("db drop"),
             _ => None,
         }
     }
@@ -280,6 +286,45 @@ pub enum Branch {
     #[command(after_help = "Example: seedbed branch forget before-orders")]
     Forget { name: String },
 }
+
+#[derive(Debug, Subcommand)]
+pub enum Db {
+    /// Lend databases and print their URLs, one a line
+    ///
+    /// Each is a copy of a frozen template: what `reset` would give with the rows that the live
+    /// database came from. The template of this checkout is made where it is missing. The server
+    /// has to run.
+    #[command(after_help = "Example: DATABASE_URL=$(seedbed db create) make test\n         \
+                            seedbed db create --count 4 --ttl 1h --label nightly")]
+    Create {
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MOST_DATABASES))]
+        count: u32,
+        /// When a later run may drop them, once nobody is in them: 90m, 12h, 2d
+        #[arg(long, value_name = "AGE", default_value = "1d")]
+        ttl: String,
+        /// Who has them, for `db list` (default: the process that asked)
+        #[arg(long, value_name = "TEXT")]
+        label: Option<String>,
+    },
+    /// List the databases that are lent, oldest first
+    #[command(after_help = "Example: seedbed db list --json")]
+    List,
+    /// Drop databases that were lent, and end the sessions in them
+    #[command(after_help = "Example: seedbed db drop \"$DATABASE_URL\"\n         \
+                            seedbed db drop --all")]
+    Drop {
+        /// Names or URLs
+        #[arg(value_name = "NAME|URL", required_unless_present = "all", conflicts_with = "all")]
+        databases: Vec<String>,
+        /// All that are lent of this environment's database
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// More is a typing error: a server has a hundred connections.
+const MOST_DATABASES: i64 = 1000;
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["snapshot", "file"]))]
@@ -573,6 +618,9 @@ pub struct Ci {
     /// Take the next fitting snapshot when the newest is damaged
     #[arg(long)]
     pub skip_damaged: bool,
+    /// Give the command N databases, DATABASE_URL_1 to DATABASE_URL_N: one for each worker
+    #[arg(long, value_name = "N", requires = "command", value_parser = clap::value_parser!(u32).range(1..=MOST_DATABASES))]
+    pub databases: Option<u32>,
     /// Tests to run against it, with DATABASE_URL and PG* set
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,

@@ -1,6 +1,7 @@
 //! From the command line to a journey, and from its outcome to standard output and an exit code.
 
 mod args;
+mod db;
 mod flyway;
 mod run;
 mod show;

@@ -3,7 +3,7 @@
 use clap::CommandFactory;
 
 use super::args::{self, Cli, Command, Global};
-use super::{Outcome, flyway, show};
+use super::{Outcome, db, flyway, show};
 use crate::config::Override;
 use crate::context::Context;
 use crate::engine::Keep;
@@ -44,6 +44,7 @@ pub(super) fn without_project(
         | Command::UndoReset
         | Command::Images(_)
         | Command::Branch(_)
+        | Command::Db(_)
         | Command::Seed(_)
         | Command::Down(_)
         | Command::Status
@@ -124,6 +125,7 @@ pub(super) async fn command(
         }
         Command::Images(verb) => images(ctx, *verb).await,
         Command::Branch(verb) => branch_verb(ctx, verb).await,
+        Command::Db(verb) => db::db(ctx, verb).await,
         Command::Seed(options) => seed(ctx, options).await,
         Command::Down(options) => down(ctx, options).await,
         Command::Status => {
@@ -395,6 +397,7 @@ async fn ci(ctx: &Context, options: &args::Ci, quiet_stdout: bool) -> Result<Out
             },
             skip_damaged: options.skip_damaged,
             keep: options.keep,
+            databases: options.databases,
             command: options.command.clone(),
             quiet_stdout,
         },

@@ -6,7 +6,7 @@ use camino::Utf8Path;
 
 use crate::branch;
 use crate::config;
-use crate::database::Origin;
+use crate::database::{MadeBy, Origin};
 use crate::engine::Stopped;
 use crate::error::{Error, Exit};
 use crate::image;
@@ -19,7 +19,7 @@ use crate::seed;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::retain::Fate;
 use crate::snapshot::{export, find, history, prune, verify};
-use crate::status::Status;
+use crate::status::{DatabaseStatus, Status};
 use crate::users;
 
 /// What `up`, `reset` and `seed` print: how to connect, what was done, how long each step took.
@@ -115,7 +115,39 @@ pub(super) fn status(status: &Status) -> String {
         [] => "pending      nothing\n".to_owned(),
         pending => format!("pending      {}\n", pending.join(", ")),
     });
-    text.push_str(&format!("data         {}", origin(database.origin.as_ref())));
+    text.push_str(&format!("data         {}\n", origin(database.origin.as_ref())));
+    text.push_str(&made(database));
+    if database.lent > 0 {
+        let databases = format::counted(database.lent as u64, "database");
+        text.push_str(&format!("lent         {databases}: `seedbed db list`\n"));
+    }
+    text.trim_end().to_owned()
+}
+
+/// How and when it was made, and what has become of its size.
+fn made(database: &DatabaseStatus) -> String {
+    let Some(made_at) = &database.made_at else { return String::new() };
+    let mut text = format!("made         {}", when(made_at));
+    let clone_of = match database.made_by {
+        Some(MadeBy::Template) => Some("template"),
+        Some(MadeBy::Image) => Some("image"),
+        Some(MadeBy::Build) | None => None,
+    };
+    if let Some(original) = clone_of {
+        text.push_str(&format!(", a clone of the {original}"));
+        if let Some(built_at) = &database.built_at {
+            text.push_str(&format!(" built {}", when(built_at)));
+        }
+    }
+    text.push('\n');
+    text.push_str(&match database.grown_bytes {
+        None => String::new(),
+        Some(0) => "grown        not since then\n".to_owned(),
+        Some(grown) => {
+            let (word, by) = if grown > 0 { ("grown", grown) } else { ("shrunk", -grown) };
+            format!("{word:<13}by {} since then\n", format::bytes(by.unsigned_abs()))
+        }
+    });
     text
 }
 
@@ -597,7 +629,8 @@ pub(super) fn proof(proof: &Proof) -> String {
         ));
     }
     text.push_str(&proof_facts(proof));
-    if let Some(url) = &proof.kept_url {
+    let kept = proof.kept_url.iter().filter(|_| proof.kept_urls.is_empty());
+    for url in kept.chain(&proof.kept_urls) {
         text.push_str(&format!("\nkept: {url}"));
     }
     text

@@ -236,3 +236,28 @@ async fn an_image_never_replaces_what_else_the_server_holds() {
         crate::harness::postgres::run_sql(&project.admin(), gone).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lent_comes_from_a_template_beside_the_image_and_outlives_a_reset() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    use_it(&project).await;
+    let lent = project.run(&["db", "create"]).succeeds();
+    assert!(lent.stderr.contains("building one, once"), "{}", lent.stderr);
+    assert_eq!(project.run(&["db", "create"]).succeeds().stderr, "");
+    assert_eq!(project.databases().await, ["lent", "lent", "live", "template"]);
+    let reset = project.run(&["reset"]).succeeds();
+    let note = "the image is not taken: it would replace database `shop__lent_";
+    assert!(reset.stderr.contains(note), "{}", reset.stderr);
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(project.databases().await, ["lent", "lent", "live", "template"]);
+    let name = lent.stdout.trim().rsplit('/').next().expect("a URL").to_owned();
+    assert_eq!(super::contents(&project.admin().with_database(&name)).await, clean);
+    project.run(&["db", "drop", "--all"]).succeeds();
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains(", a clone of the image built 2"), "{status}");
+}

@@ -13,6 +13,7 @@ mod engines;
 mod image_kills;
 mod images;
 mod killed_server;
+mod lend;
 mod many;
 mod nearest;
 mod reset;
