@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::database::Applied;
-use crate::error::{Error, Exit};
+use crate::error::Error;
 use crate::migrate::{Scripts, Version};
 use crate::report::format;
 use crate::snapshot::choose::{self, Checkout};
@@ -115,7 +115,8 @@ impl<T> Nearest<T> {
     /// # Errors
     /// `error`, where building would not help.
     pub(crate) fn may_differ(&self, error: Error, ctx: &Context) -> Result<(), Error> {
-        if !self.has_repeatables || error.exit() != Exit::Script || ctx.cancel.is_cancelled() {
+        let in_the_way = matches!(&error, Error::Migrate(error) if error.is_about_objects());
+        if !self.has_repeatables || !in_the_way || ctx.cancel.is_cancelled() {
             return Err(error);
         }
         ctx.report.note("building from the beginning: a script fails on the clone".to_owned());

@@ -478,8 +478,9 @@ fn is_alive(pid: i32) -> bool {
 
 /// Whether this process is a server; `true` where that cannot be told.
 fn is_postgres(pid: i32) -> bool {
-    if let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) {
-        return name.trim() == "postgres";
+    // `2990 (postgres) S …`; Z is one that has ended and that nobody has asked about yet.
+    if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        return stat.contains("(postgres)") && !stat.contains("(postgres) Z");
     }
     let ps = std::process::Command::new("ps")
         .args(["-o", "comm=", "-p", &pid.to_string()])

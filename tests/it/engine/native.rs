@@ -127,7 +127,9 @@ async fn f31_a_lock_file_with_the_number_of_another_process_holds_nobody_up() {
     let data = project.dir.join(".seedbed/native/data");
     let text = std::fs::read_to_string(data.join("postmaster.pid")).expect("a server runs");
     let (pid, rest) = text.split_once('\n').expect("several lines");
-    shell(&format!("kill -9 {pid}; while pgrep -f -- '-D {data}' >/dev/null; do sleep 0.05; done"));
+    shell(&format!(
+        "kill -9 {pid}; while pgrep -f -- '[-]D {data}' >/dev/null; do sleep 0.05; done"
+    ));
     let user = shell(&format!("stat -c %u {data}"));
     let as_user =
         if shell("id -u") == "0" { format!("setpriv --reuid={user} ") } else { String::new() };

@@ -1,5 +1,5 @@
-//! A door to the Docker daemon that a test can shut at any call: whoever is killed there has sent that
-//! call or not, and knows its answer or not.
+//! A door to the Docker daemon that a test can shut at any call that changes something: the daemon has done
+//! it, whoever asked is killed before it knows.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,15 +12,6 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 const DAEMON: &str = "/var/run/docker.sock";
 
-/// Where a call stops for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// It came, the daemon has not got it.
-    Before(usize),
-    /// The daemon has done it, its answer is not passed on.
-    After(usize),
-}
-
 /// The door: a socket that passes everything on to the daemon.
 pub struct DaemonProxy {
     socket: Utf8PathBuf,
@@ -29,8 +20,9 @@ pub struct DaemonProxy {
 }
 
 impl DaemonProxy {
-    /// Opens it, with a socket in this folder. Calls are counted from 1.
-    pub fn start(folder: &Utf8Path, stop: Option<Stop>) -> Self {
+    /// Opens it, with a socket in this folder; the answer to the call with the number `stop` is not passed on.
+    /// Calls that change something are counted, from 1.
+    pub fn start(folder: &Utf8Path, stop: usize) -> Self {
         let socket = folder.join(format!("{}.sock", super::unique("docker")));
         let listener = UnixListener::bind(&socket).expect("the folder is ours");
         let (arrive, arrival) = channel();
@@ -50,7 +42,7 @@ impl DaemonProxy {
         format!("unix://{}", self.socket)
     }
 
-    /// The first lines of the calls so far.
+    /// The first lines of the calls so far that change something.
     pub fn seen(&self) -> Vec<String> {
         self.seen.lock().expect("no thread panics with it").clone()
     }
@@ -63,7 +55,7 @@ impl DaemonProxy {
 
 #[derive(Clone)]
 struct Calls {
-    stop: Option<Stop>,
+    stop: usize,
     count: Arc<AtomicUsize>,
     seen: Arc<Mutex<Vec<String>>>,
     arrive: std::sync::mpsc::Sender<()>,
@@ -104,20 +96,16 @@ impl Calls {
     fn look(&self, bytes: &[u8], held: &AtomicBool) {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
         let line = text.lines().next().unwrap_or_default();
-        if !["GET /", "POST /", "PUT /", "DELETE /", "HEAD /"]
-            .iter()
-            .any(|word| line.starts_with(word))
-        {
+        if !["POST /", "PUT /", "DELETE /"].iter().any(|word| line.starts_with(word)) {
             return;
         }
         self.seen.lock().expect("no thread panics with it").push(line.to_owned());
         let number = self.count.fetch_add(1, Ordering::SeqCst) + 1;
-        match self.stop {
-            Some(Stop::Before(stop)) if number >= stop => self.halt(),
-            Some(Stop::After(stop)) if number == stop => held.store(true, Ordering::SeqCst),
+        match number.cmp(&self.stop) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => held.store(true, Ordering::SeqCst),
             // The kill is on its way.
-            Some(Stop::After(stop)) if number > stop => self.halt(),
-            _ => {}
+            std::cmp::Ordering::Greater => self.halt(),
         }
     }
 

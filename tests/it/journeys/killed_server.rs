@@ -17,7 +17,7 @@ async fn dies_while_a_database_is_built(project: &Project, kill: &str) {
     until(&project.admin(), SLEEPS, "t").await;
     shell(kill);
     let output = child.wait_with_output().expect("our own child");
-    let run = project.sandbox.ended(&["reset"], output).exits(5);
+    let run = project.sandbox.ended(&["reset"], output).exits(6);
     assert!(run.stderr.contains("V3__later.sql"), "{}", run.stderr);
 
     project.sandbox.write("sql/V3__later.sql", "create table shop.later ();");

@@ -93,7 +93,8 @@ ALTER ROLE ${reader} IN DATABASE ${flyway:database} SET work_mem = '7MB';",
     let json = project.run(&["db", "create", "--count", "2", "--json"]).succeeds().json();
     let two = json["databases"].as_array().expect("a list");
     assert_eq!(two.len(), 2, "{json}");
-    run_sql(&target(two[0]["url"].as_str().expect("a text")), "drop table shop.purchase").await;
+    run_sql(&target(two[0]["url"].as_str().expect("a text")), "drop table shop.purchase cascade")
+        .await;
     assert_eq!(contents_of(&project, &one).await, clean);
     assert_eq!(
         two[1]["url"],

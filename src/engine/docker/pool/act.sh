@@ -124,7 +124,8 @@ carry_settings() {
 spare=131072
 
 case "$act" in
-  probe | adopt | here | leave) ;;
+  # Where there is none yet, these find nothing.
+  probe | adopt | here | leave | list | facts | kept) ;;
   *) in_pool ;;
 esac
 case "$act" in
