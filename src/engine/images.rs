@@ -187,9 +187,9 @@ mod tests {
 
     #[test]
     fn a_line_is_an_image() {
-        let stored = Stored::parse("ab12\t1024\t{\"a\": \"b\\tc\"}").expect("three parts");
-        assert_eq!((stored.name.as_str(), stored.bytes), ("ab12", 1 << 20));
+        let stored = Stored::parse("ab12\t1024\t77\t{\"a\": \"b\\tc\"}").expect("four parts");
+        assert_eq!((stored.name.as_str(), stored.bytes, stored.used), ("ab12", 1 << 20, 77));
         assert_eq!(stored.facts, "{\"a\": \"b\\tc\"}");
-        assert_eq!(Stored::parse("ab12\tmany\t{}"), None);
+        assert_eq!(Stored::parse("ab12\tmany\t77\t{}"), None);
     }
 }
