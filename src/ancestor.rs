@@ -5,14 +5,12 @@
 //! script. The one with the fewest scripts to go wins, then the newest: going to and fro between two
 //! branches runs only what differs.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::context::Context;
 use crate::database::Applied;
-use crate::error::Error;
 use crate::migrate::{Scripts, Version};
 use crate::report::format;
 use crate::snapshot::choose::{self, Checkout};
@@ -21,24 +19,22 @@ use crate::snapshot::{find, history, manifest};
 /// What this checkout has.
 pub(crate) struct Here {
     checkout: Checkout,
-    /// Repeatable scripts, by description.
-    repeatable: BTreeSet<String>,
 }
 
 impl Here {
     pub(crate) fn new(ctx: &Context, scripts: &Scripts) -> Self {
         // A build runs scripts in their order: one behind a later one would give something else.
         let checkout = Checkout { out_of_order: false, ..find::checkout(ctx, scripts) };
-        let repeatable = scripts.repeatable.iter().map(|script| script.description.clone());
-        Self { checkout, repeatable: repeatable.collect() }
+        Self { checkout }
     }
 
     /// How many versioned scripts are to go after these; `None`: they went another way.
     fn to_go(&self, applied: &[Applied]) -> Option<usize> {
         let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
         choose::history_fits(&rows, &self.checkout).ok()?;
-        let known = |row: &Applied| self.repeatable.contains(&row.description);
-        if !applied.iter().filter(|row| is_repeatable(row)).all(known) {
+        // A build runs repeatable scripts behind all others: what they have made would be in the way here,
+        // or stay, or go with what they stand on.
+        if applied.iter().any(is_repeatable) {
             return None;
         }
         let last: Option<Version> =
@@ -72,7 +68,6 @@ pub(crate) struct Nearest<T> {
     made_at: Timestamp,
     version: Option<String>,
     to_go: usize,
-    has_repeatables: bool,
 }
 
 /// The nearest of those found; `past` gives the history in one, and when it was made.
@@ -85,13 +80,7 @@ pub(crate) fn nearest<T>(
         let (applied, made_at) = past(&found);
         let to_go = here.to_go(&applied)?;
         let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
-        Some(Nearest {
-            found,
-            made_at,
-            version: history::current_version(&rows),
-            to_go,
-            has_repeatables: applied.iter().any(is_repeatable),
-        })
+        Some(Nearest { found, made_at, version: history::current_version(&rows), to_go })
     });
     fitting.min_by_key(|nearest| (nearest.to_go, std::cmp::Reverse(nearest.made_at)))
 }
@@ -106,22 +95,6 @@ impl<T> Nearest<T> {
             self.version.as_deref().unwrap_or("none"),
             format::counted(self.to_go as u64, "script")
         )
-    }
-
-    /// A build runs repeatable scripts last, here they stand already: what depends on them can be in
-    /// the way of a script that a build would run. Then building is the answer, else it would only
-    /// fail later.
-    ///
-    /// # Errors
-    /// `error`, where building would not help.
-    pub(crate) fn may_differ(&self, error: Error, ctx: &Context) -> Result<(), Error> {
-        let in_the_way = matches!(&error, Error::Migrate(error) if error.is_about_objects());
-        if !self.has_repeatables || !in_the_way || ctx.cancel.is_cancelled() {
-            return Err(error);
-        }
-        ctx.report.note("building from the beginning: a script fails on the clone".to_owned());
-        ctx.report.detail(error.to_string());
-        Ok(())
     }
 }
 
@@ -153,7 +126,6 @@ mod tests {
                 versioned: scripts.iter().map(script).collect(),
                 ..Checkout::default()
             },
-            repeatable: ["totals".to_owned()].into(),
         }
     }
 
@@ -162,7 +134,8 @@ mod tests {
         let found: Vec<(&str, Vec<Applied>, i64)> = vec![
             ("one", applied(&[("1", 1)]), 9),
             ("two, old", applied(&[("1", 1), ("2", 2)]), 1),
-            ("two, new", applied(&[("1", 1), ("2", 2), ("", 7)]), 2),
+            ("two, new", applied(&[("1", 1), ("2", 2)]), 2),
+            ("two, newest, with a view", applied(&[("1", 1), ("2", 2), ("", 7)]), 8),
             ("other two", applied(&[("1", 1), ("2", 22)]), 10),
             ("newer", applied(&[("1", 1), ("2", 2), ("9", 9)]), 11),
             ("skips", applied(&[("1", 1), ("3", 3)]), 12),
@@ -181,11 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn a_repeatable_that_is_gone_here_is_another_way() {
-        let mut gone = here(&[("1", 1)]);
-        assert_eq!(gone.to_go(&applied(&[("1", 1), ("", 7)])), Some(0));
-        gone.repeatable.clear();
-        assert_eq!(gone.to_go(&applied(&[("1", 1), ("", 7)])), None);
-        assert_eq!(gone.to_go(&[]), Some(1));
+    fn nobody_goes_on_from_behind_a_repeatable() {
+        let here = here(&[("1", 1)]);
+        assert_eq!(here.to_go(&applied(&[("1", 1)])), Some(0));
+        assert_eq!(here.to_go(&applied(&[("1", 1), ("", 7)])), None);
+        assert_eq!(here.to_go(&[]), Some(1));
     }
 }

@@ -123,10 +123,6 @@ pub struct Marker {
     /// The same without the migration scripts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// Of a live one that is a clone of an older build: scripts of this one are still to run, and what
-    /// it replaces was kept.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub going_on: bool,
     /// Of templates: the migration history in them, which nobody can connect to read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
@@ -173,7 +169,6 @@ impl Marker {
             origin: None,
             fingerprint: None,
             base: None,
-            going_on: false,
             applied: Vec::new(),
             point: None,
             made_at: jiff::Timestamp::now().to_string(),
@@ -193,6 +188,7 @@ impl Marker {
             made_at: jiff::Timestamp::now().to_string(),
             applied: Vec::new(),
             point: None,
+            lease: None,
             ..self.clone()
         }
     }

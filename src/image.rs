@@ -144,6 +144,10 @@ pub(crate) async fn freeze(
     applied: Vec<Applied>,
 ) -> Result<Option<Server>, Error> {
     let session = crate::connect::session(&server.admin).await?;
+    if let Some(other) = shared_with(&session, name, None, "").await? {
+        ctx.report.note(format!("no image: the server holds more than this database: {other}"));
+        return Ok(None);
+    }
     let found = database::list(&session).await?;
     let mut live = None;
     for found in found {

@@ -5,7 +5,6 @@
 
 use camino::Utf8Path;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use crate::ancestor;
 use crate::connect;
@@ -529,25 +528,7 @@ async fn enter(
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
     let Files { accounts, scripts } = files;
-    let mut site = Site { engine, server, session, scripts, accounts, listing, _lock: lock };
-    take_back(ctx, &mut site).await?;
-    Ok(site)
-}
-
-/// What a run that was killed has left half migrated is replaced by what was there before it.
-async fn take_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
-    let live = database::find(&site.session, &ctx.config.database.name).await?;
-    if !live.and_then(|live| live.marker).is_some_and(|marker| marker.going_on) {
-        return Ok(());
-    }
-    ctx.report.note("the last run was cut off before its scripts had run".to_owned());
-    match go_back(ctx, site).await {
-        // Somebody has removed it: the scripts that are left can still run.
-        Err(Error::Engine(engine::Error::NothingKept)) => {
-            mark_live(ctx, site, |marker| Marker { going_on: false, ..marker }).await
-        }
-        other => other,
-    }
+    Ok(Site { engine, server, session, scripts, accounts, listing, _lock: lock })
 }
 
 /// Builds what `reset` would give from the same rows that the live database came from, and freezes it
@@ -622,9 +603,6 @@ pub(crate) async fn let_pass(
 async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Ready, Error> {
     let source = choose_source(ctx, site, &wish).await?;
     if let Some(ready) = from_image(ctx, site, &source, &wish).await? {
-        return Ok(ready);
-    }
-    if let Some(ready) = from_nearest_image(ctx, site, &source, &wish).await? {
         return Ok(ready);
     }
     let built = from_first_whole(ctx, site, &wish, source, async |source| {
@@ -755,110 +733,6 @@ async fn from_image(
     database::renew(&site.session, &name).await?;
     step.done(fingerprint);
     Ok(Some(ready(ctx, site, Vec::new(), facts.schema_version, facts.origin)))
-}
-
-/// The server's data replaced by a clone of the image that went the same way for the longest, and
-/// migrated from there. What it replaces is served again if that fails.
-async fn from_nearest_image(
-    ctx: &Context,
-    site: &mut Site,
-    source: &Source,
-    wish: &Wish,
-) -> Result<Option<Ready>, Error> {
-    if !ctx.config.images.enabled || !site.server.started_by_us {
-        return Ok(None);
-    }
-    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
-    let name = ctx.config.database.name.clone();
-    let mut images = image::list(ctx, &site.engine).await?;
-    images.retain(|image| image.facts.base.as_ref() == Some(&base) && image.facts.database == name);
-    let past = |image: &image::Listed| (image.facts.applied.clone(), image.facts.made_at);
-    let Some(nearest) = ancestor::nearest(images, past, &ancestor::Here::new(ctx, &site.scripts))
-    else {
-        return Ok(None);
-    };
-    let facts = &nearest.found.facts;
-    let shared = image::shared_with(&site.session, &name, Some(&facts.roles), "").await?;
-    if let Some(other) = shared {
-        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
-        return Ok(None);
-    }
-    let sessions = sessions(&site.session, &name).await?;
-    ctx.report.note(nearest.note("image"));
-    let step = ctx.report.step("serve a clone of the nearest image");
-    let server = match site.engine.replace(ctx, &nearest.found.name, Keep::Yes).await {
-        Ok(server) => server,
-        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
-        Err(error) => {
-            // What was there is served again, perhaps by another container.
-            ctx.report.warn(format!("building from the beginning: {error}"));
-            let server = site.engine.ensure(ctx).await?;
-            site.move_to(ctx, server).await?;
-            return Ok(None);
-        }
-    };
-    database::note_ended(ctx, sessions, &name);
-    let gone_on = async {
-        site.move_to(ctx, server).await?;
-        step.done(nearest.found.name.clone());
-        let fingerprint = fingerprint(ctx, site, source, wish)?;
-        ctx.until_cancelled(go_on(ctx, site, &fingerprint)).await
-    };
-    match gone_on.await {
-        Ok((migrated, schema_version)) => {
-            if wish.keep == Keep::No {
-                site.engine.drop_kept(ctx).await?;
-            }
-            freeze_image(ctx, site, schema_version.clone()).await?;
-            Ok(Some(ready(ctx, site, migrated, schema_version, facts.origin.clone())))
-        }
-        Err(error) => match go_back(ctx, site).await {
-            Ok(()) => nearest.may_differ(error, ctx).map(|()| None),
-            Err(left) => {
-                ctx.report.warn(format!("what was there before is kept, not served: {left}"));
-                Err(error)
-            }
-        },
-    }
-}
-
-/// The remaining scripts and the grants on the live database, which is a clone of an older build.
-async fn go_on(ctx: &Context, site: &Site, fingerprint: &str) -> Result<Ran, Error> {
-    // A run that is killed before the end is taken back by the next one.
-    mark_live(ctx, site, |marker| Marker { going_on: true, ..marker }).await?;
-    let ran = migrate_clone(ctx, site, &DatabaseName::live(&ctx.config.database.name)).await?;
-    let done = |marker| Marker {
-        going_on: false,
-        fingerprint: Some(fingerprint.to_owned()),
-        made_at: jiff::Timestamp::now().to_string(),
-        ..marker
-    };
-    mark_live(ctx, site, done).await?;
-    Ok(ran)
-}
-
-async fn mark_live(
-    ctx: &Context,
-    site: &Site,
-    change: impl FnOnce(Marker) -> Marker,
-) -> Result<(), Error> {
-    let name = &ctx.config.database.name;
-    let live = database::find(&site.session, name).await?;
-    if let Some(marker) = live.and_then(|live| live.marker) {
-        database::set_marker(&site.session, name, &change(marker)).await?;
-    }
-    Ok(())
-}
-
-/// Serves again what a clone has replaced, also for somebody who has asked to stop.
-async fn go_back(ctx: &Context, site: &mut Site) -> Result<(), Error> {
-    let unhurried = Context { cancel: CancellationToken::new(), ..ctx.clone() };
-    let step = ctx.report.step("serve again what was there before");
-    let server = site.engine.undo_replace(&unhurried).await?;
-    site.move_to(&unhurried, server).await?;
-    site.engine.drop_kept(&unhurried).await?;
-    step.done("");
-    Ok(())
 }
 
 /// Brings a clone of an older build to where this checkout is.
@@ -1057,10 +931,7 @@ async fn cloned_from_nearest(
             scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
             Ok(Some(Built { scratch, migrated, schema_version }))
         }
-        Err(error) => {
-            let error = given_up(ctx, scratch, error).await;
-            nearest.may_differ(error, ctx).map(|()| None)
-        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
     }
 }
 
@@ -1157,9 +1028,10 @@ fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Resu
 }
 
 /// The same without the migration scripts: builds that have it in common differ only in how far they
-/// were migrated. `None` where that is not so: seed files follow the last script.
+/// were migrated. `None` where that is not so: seed files follow the last script, callbacks run with each run.
 fn base(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Option<String>, Error> {
-    if wish.to.is_some() || matches!(source, Source::Files(_)) {
+    let is_told = wish.to.is_some() || matches!(source, Source::Files(_));
+    if is_told || !site.scripts.callbacks.is_empty() {
         return Ok(None);
     }
     let settings = site.scripts.base_facts(&ctx.config.migrate);

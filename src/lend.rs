@@ -507,7 +507,6 @@ mod tests {
             origin: None,
             fingerprint: None,
             base: None,
-            going_on: false,
             applied: Vec::new(),
             point: None,
             made_at: made_at.to_owned(),

@@ -49,6 +49,7 @@ pub(crate) async fn save(
     let marker = Marker {
         kind: Kind::Saved,
         point: Some(point),
+        lease: None,
         made_at: jiff::Timestamp::now().to_string(),
         ..marker.clone()
     };

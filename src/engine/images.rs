@@ -99,19 +99,6 @@ impl Engine {
         }
     }
 
-    /// Forgets what [`Self::replace`] has kept.
-    ///
-    /// # Errors
-    /// Why it stays.
-    pub async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
-        match self {
-            Self::Docker(engine) => engine.drop_kept(ctx).await,
-            Self::Native(engine) => engine.drop_kept(),
-            Self::Embedded(engine) => engine.native(ctx).drop_kept(),
-            Self::External(_) => Ok(()),
-        }
-    }
-
     /// Bytes on the disk of the environment's data, where they can be counted without a server.
     ///
     /// # Errors

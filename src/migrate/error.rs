@@ -104,15 +104,6 @@ impl Error {
         Self::Sql { what, error, account: Account::of(session.target()) }
     }
 
-    /// Whether a script was refused for what else stands in the database: objects that depend on others
-    /// (class 2B), features that they exclude (0A), names and types (42). Not so where the server was
-    /// lost, or its disk was full.
-    pub(crate) fn is_about_objects(&self) -> bool {
-        let Self::Failed(failure) = self else { return false };
-        let class = failure.error.sqlstate().and_then(|state| state.get(..2));
-        matches!(class, Some("2B" | "0A" | "42"))
-    }
-
     pub fn exit(&self) -> Exit {
         match self {
             Self::Interrupted => Exit::Interrupted,

@@ -15,13 +15,6 @@ impl DockerEngine {
         Self { shelf: Shelf::Points, ..self.clone() }
     }
 
-    /// Forgets what [`Self::replace`] has kept.
-    pub(in crate::engine) async fn drop_kept(&self, ctx: &Context) -> Result<(), Error> {
-        let state = state::read(ctx)?;
-        let image = image::ensure(ctx, &self.client, &self.image).await?;
-        self.act(ctx, &state, &image, "settle", &[]).await.map(drop)
-    }
-
     /// Freezes the environment's data as the image `name`; its server is down for a moment. Data that
     /// lies in a volume of its own moves into the pool first.
     pub(in crate::engine) async fn freeze(
@@ -51,7 +44,7 @@ impl DockerEngine {
         state: &mut State,
         image: &ServerImage,
     ) -> Result<(), Error> {
-        let pool = Pool::ensure(ctx, &self.client, image).await?;
+        let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
         let probe = pool::act(&self.hash, "probe", &[]);
         pool::act_alone(ctx, &self.client, image, &pool, probe, Vec::new()).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
@@ -81,6 +74,10 @@ impl DockerEngine {
                 Ok(())
             }
             Err(error) => {
+                if self.client.volume(&self.name).await?.is_none() {
+                    // It was removed because the pool's data was served: that is the truth now.
+                    return Err(error);
+                }
                 *state = before;
                 let container = self.container().await?;
                 self.start(ctx, state, image, container).await?;
@@ -185,6 +182,7 @@ impl DockerEngine {
                 // The first error is the one that counts; the old data is served again.
                 self.act(ctx, &state, &image, "switch", &[old]).await?;
                 self.answering(ctx, &mut state).await?;
+                self.act(ctx, &state, &image, "unwind", &[]).await?;
                 Err(error)
             }
         }
@@ -195,7 +193,7 @@ impl DockerEngine {
             return Ok(());
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let pool = Pool::ensure(ctx, &self.client, &image).await?;
+        let pool = Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?;
         let probe = pool::act(&self.hash, "probe", &[]);
         pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
     }
@@ -251,21 +249,30 @@ impl DockerEngine {
         {
             return Ok(Some(pool));
         }
-        match self.client.volume(&ctx.config.images.pool).await? {
-            Some(_) => Pool::ensure(ctx, &self.client, image).await.map(Some),
+        let known = pool_of(state);
+        let name = known.as_ref().map_or(ctx.config.images.pool.as_str(), Pool::name);
+        match self.client.volume(name).await? {
+            Some(_) => Pool::ensure(ctx, &self.client, image, name).await.map(Some),
             None => Ok(None),
         }
     }
 
     /// Removes the environment from the pool, and the pool with the last one; says what it was.
-    /// `known`: it is there, as far as the state knows.
-    pub(super) async fn leave(&self, ctx: &Context, known: bool) -> Result<Option<String>, Error> {
-        if self.client.volume(&ctx.config.images.pool).await?.is_none() {
+    /// `known`: where it is, as far as the state knows.
+    pub(super) async fn leave(
+        &self,
+        ctx: &Context,
+        known: Option<&Pool>,
+    ) -> Result<Option<String>, Error> {
+        let name = known.map_or(ctx.config.images.pool.as_str(), Pool::name);
+        if self.client.volume(name).await?.is_none() {
             return Ok(None);
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let pool = match Pool::ensure(ctx, &self.client, &image).await {
-            Err(error) if known || matches!(error, Error::Interrupted) => return Err(error),
+        let pool = match Pool::ensure(ctx, &self.client, &image, name).await {
+            Err(error) if known.is_some() || matches!(error, Error::Interrupted) => {
+                return Err(error);
+            }
             Err(_) => return Ok(None),
             Ok(pool) => pool,
         };

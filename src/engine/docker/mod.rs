@@ -289,7 +289,7 @@ impl DockerEngine {
         if let Some(pool) = pool_of(state)
             && !pool.is_ready(&self.client).await?
         {
-            let found = Pool::ensure(ctx, &self.client, image).await?;
+            let found = Pool::ensure(ctx, &self.client, image, pool.name()).await?;
             if let Some(docker) = &mut state.docker {
                 docker.pool = Some(found.state());
             }
@@ -321,8 +321,9 @@ impl DockerEngine {
         }
         state.kind = Some(ServerKind::Docker);
         state::write(ctx, state)?;
+        let server = self.connect_to(ctx, state, port).await?;
         self.sweep_volume(state).await?;
-        self.connect_to(ctx, state, port).await
+        Ok(server)
     }
 
     /// Whether the container's volume holds a cluster that was set up to the end.
@@ -684,13 +685,13 @@ impl DockerEngine {
     /// Removes all data of the environment; says what it was. The state forgets it first: a run that is
     /// cut off here is begun again by the next `down --volumes`, and `up` takes what is whole still.
     async fn remove_data(&self, ctx: &Context, mut state: State) -> Result<Option<String>, Error> {
-        let in_pool = pool_of(&state).is_some();
+        let pool = pool_of(&state);
         let port = state.docker.take().map_or(0, |docker| docker.port);
         state.docker =
             Some(DockerState { port, volume: self.name.clone(), ..DockerState::default() });
         state.kind = None;
         state::write(ctx, &state)?;
-        let mut removed = self.leave(ctx, in_pool).await?;
+        let mut removed = self.leave(ctx, pool.as_ref()).await?;
         if let Some(volume) = self.client.volume(&self.name).await? {
             if !self.is_ours(&volume.labels) {
                 return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });

@@ -96,6 +96,10 @@ impl Pool {
         text.split_once(' ').map(|(name, mounted)| Self::known(name, mounted))
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn mounted(&self) -> &str {
         &self.mounted
     }
@@ -108,12 +112,12 @@ impl Pool {
         ctx: &Context,
         client: &Client,
         image: &ServerImage,
+        name: &str,
     ) -> Result<Self, Error> {
-        let name = &ctx.config.images.pool;
         let labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
         match client.volume(name).await? {
             Some(found) if found.labels.get(label::ROLE) == labels.get(label::ROLE) => {}
-            Some(_) => return Err(Error::NameTaken { kind: "volume", name: name.clone() }),
+            Some(_) => return Err(Error::NameTaken { kind: "volume", name: name.to_owned() }),
             None => client.create_volume(name, labels.clone(), HashMap::new()).await?,
         }
         let mounted = format!("{name}-mounted");

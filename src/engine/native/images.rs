@@ -7,6 +7,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use sha2::{Digest, Sha256};
 
 use super::{NativeEngine, remove_dir};
 use crate::context::Context;
@@ -66,8 +67,10 @@ impl NativeEngine {
             let reason = "its server did not stop cleanly".to_owned();
             return Err(Error::DataUnusable { place: self.data().to_string(), reason });
         }
-        // Another environment may freeze the same.
-        let part = self.image(&format!(".{name}.{}", std::process::id()));
+        // Another environment may freeze the same; what a run of this one has left goes.
+        let mut own = crate::engine::docker::hex(&Sha256::digest(self.home.as_str()));
+        own.truncate(12);
+        let part = self.image(&format!(".part.{own}"));
         let image = self.image(name);
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
@@ -140,13 +143,10 @@ impl NativeEngine {
         match self.ensure(ctx).await {
             Ok(server) => {
                 match keep {
-                    Keep::Yes => {
-                        remove_dir(&self.kept())?;
-                        rename(&self.old(), &self.kept())?;
-                    }
+                    Keep::Yes => self.settle_old()?,
                     Keep::No => {
-                        remove_dir(&self.old())?;
-                        remove_dir(&self.kept())?;
+                        self.discard(&self.old())?;
+                        self.discard(&self.kept())?;
                     }
                 }
                 Ok(server)
@@ -162,20 +162,23 @@ impl NativeEngine {
         }
     }
 
-    /// What a run that was cut off after both renames has left: it was replaced, and is kept.
+    /// What a run that was cut off after both renames has left: it was replaced last, and is kept.
     fn settle_old(&self) -> Result<(), Error> {
-        if !self.old().is_dir() || !self.data().is_dir() {
-            return Ok(());
+        if self.old().is_dir() && self.data().is_dir() {
+            self.discard(&self.kept())?;
+            rename(&self.old(), &self.kept())?;
         }
-        if self.kept().is_dir() {
-            return remove_dir(&self.old());
-        }
-        rename(&self.old(), &self.kept())
+        Ok(())
     }
 
-    pub(in crate::engine) fn drop_kept(&self) -> Result<(), Error> {
-        self.settle_old()?;
-        remove_dir(&self.kept())
+    /// Removes a data directory: under another name first, so that a half of it is never served.
+    fn discard(&self, dir: &Utf8Path) -> Result<(), Error> {
+        let gone = self.home.join("data.gone");
+        remove_dir(&gone)?;
+        if dir.exists() {
+            rename(dir, &gone)?;
+        }
+        remove_dir(&gone)
     }
 
     pub(in crate::engine) fn stored_bytes(&self) -> Result<Option<u64>, Error> {
@@ -212,6 +215,9 @@ impl NativeEngine {
         let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(Vec::new()) };
         let mut images = Vec::new();
         for entry in entries.flatten() {
+            if entry.file_name().starts_with('.') {
+                continue;
+            }
             let path = entry.path().join(FACTS);
             let Ok(facts) = std::fs::read_to_string(&path) else { continue };
             let metadata = path.metadata().map_err(Error::file("read", &path))?;
@@ -231,7 +237,7 @@ impl NativeEngine {
     ) -> Result<(), Error> {
         let _lock = self.lock_images()?;
         for name in names {
-            let (image, part) = (self.image(name), self.image(&format!("{name}.part")));
+            let (image, part) = (self.image(name), self.image(&format!(".gone.{name}")));
             remove_dir(&part)?;
             if image.exists() {
                 fs_err::rename(&image, &part).map_err(Error::file("rename", &image))?;

@@ -3,7 +3,6 @@
 use seedbed::pg::{Session, Target};
 
 use super::images::{in_docker, native_with_reflinks, shell};
-use super::nearest::rows;
 use super::{Project, contents, elsewhere};
 use crate::harness::postgres::{free_port, newest_bin_dir, query_text, run_sql};
 use crate::harness::{require, strace};
@@ -229,67 +228,49 @@ async fn a_point_is_a_frozen_directory_of_the_pool_in_docker() {
     assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
 }
 
-/// A new branch goes on from the default environment's image, and coming back runs nothing.
-async fn goes_on_from_an_image(project: &Project) {
+/// A new branch begins with an image of another one, and coming back runs nothing.
+async fn shares_images(project: &Project) {
     project.run(&["up"]).succeeds();
     let clean = project.contents().await;
-    // The same checkout: the very image.
     let same = project.run(&["up", "--branch", "same"]).succeeds();
     assert!(same.stderr.contains("serve a clone of the image"), "{}", same.stderr);
     assert_eq!(contents(&on_branch(project, "same")).await, clean);
     project.run(&["branch", "delete", "same", "--yes"]).succeeds();
-    // Two scripts more, and a repeatable one that is another.
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
-    project.sandbox.write("sql/V4__more.sql", "insert into shop.note values ('there');");
     let up = project.run(&["up", "--branch", "add/notes"]).succeeds();
-    assert!(up.stderr.contains("schema version 2: 2 scripts to go"), "{}", up.stderr);
-    assert!(up.stderr.contains("serve a clone of the nearest image"), "{}", up.stderr);
-    assert!(!up.stderr.contains("load "), "{}", up.stderr);
-    assert!(up.stderr.contains("freeze as image"), "{}", up.stderr);
-    assert!(up.stdout.contains("migrated  V3__notes.sql"), "{}", up.stdout);
+    assert!(up.stderr.contains("load ") && up.stderr.contains("freeze as image"), "{}", up.stderr);
     let branch = on_branch(project, "add/notes");
-    assert_eq!(query_text(&branch, "select body from shop.note").await, "there");
     project.run(&["users", "check", "--branch", "add/notes"]).succeeds();
     assert_eq!(project.contents().await, clean);
-    run_sql(&branch, "delete from shop.note; delete from shop.purchase").await;
+    let with_notes = contents(&branch).await;
+    run_sql(&branch, "insert into shop.note values ('mine'); delete from shop.purchase").await;
     let reset = project.run(&["reset", "--branch", "add/notes"]).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
-    let with_notes = contents(&branch).await;
-    // A build from the beginning gives the same.
-    let built = project.run(&["reset", "--branch", "add/notes", "--set", "images.kind=template"]);
-    let built = built.succeeds();
-    assert!(built.stderr.contains("load "), "{}", built.stderr);
-    assert_eq!(rows(&contents(&branch).await), rows(&with_notes));
-    // To and fro on one environment: each is an image by now.
-    let four = project.sandbox.read("sql/V4__more.sql");
-    std::fs::remove_file(project.sandbox.project().join("sql/V4__more.sql")).expect("was written");
-    let three = project.run(&["reset"]).succeeds();
-    assert!(three.stderr.contains("schema version 2: 1 script to go"), "{}", three.stderr);
-    project.sandbox.write("sql/V4__more.sql", format!("{four}-- changed\n"));
-    let other = project.run(&["reset"]).succeeds();
-    assert!(other.stderr.contains("schema version 3: 1 script to go"), "{}", other.stderr);
-    project.sandbox.write("sql/V4__more.sql", four);
+    assert_eq!(contents(&branch).await, with_notes);
+    // What the branch has frozen is for the others as well, and outlives it.
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
     assert_eq!(project.contents().await, with_notes);
     project.run(&["branch", "delete", "add/notes", "--yes"]).succeeds();
     assert_eq!(project.contents().await, with_notes);
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__notes.sql")).expect("was written");
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "images stay: {}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn natively_a_new_branch_goes_on_from_the_nearest_image() {
+async fn natively_branches_share_images() {
     let Some(project) = native_with_reflinks().await else { return };
-    goes_on_from_an_image(&project).await;
+    shares_images(&project).await;
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert!(!project.sandbox.project().join(".seedbed/images").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_docker_a_new_branch_goes_on_from_the_nearest_image() {
+async fn in_docker_branches_share_images() {
     let Some((project, pool)) = in_docker().await else { return };
-    goes_on_from_an_image(&project).await;
+    shares_images(&project).await;
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
     let path = project.sandbox.project();

@@ -134,6 +134,8 @@ case "$act" in
     lock_env
     room "$spare"
     image="$frozen/$1"
+    # What a run of this environment that was cut off has left.
+    rm -rf "$frozen"/.*."${env##*/}"
     hold
     stopped_cleanly "$env/current/"
     # Another project may freeze the same.
@@ -200,6 +202,12 @@ case "$act" in
   settle)
     lock_env
     if [ -n "${1:-}" ]; then point kept "$1"; else rm -f "$env/kept"; fi
+    rm -f "$env/previous"
+    sweep_generations
+    ;;
+  # unwind: after a replacement that did not start, which nobody wants back.
+  unwind)
+    lock_env
     rm -f "$env/previous"
     sweep_generations
     ;;
