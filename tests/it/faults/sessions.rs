@@ -448,6 +448,7 @@ async fn f10_the_transaction_time_out_of_newer_servers_does_not_end_a_dump() {
     prod.set("PROD_WORD", word);
     prod.write("conf/prod.toml", super::environment(&source.target, "PROD_WORD"));
     prod.set("SEEDBED_SNAPSHOT_UPLOADS", "1");
+    prod.set("SEEDBED_SNAPSHOT_CHUNK_BYTES", "1MiB");
     let pause = Pause::at(&s3, is_chunk_upload);
     let mut command = prod.command(CREATE);
     command.env("SEEDBED_STORE_ENDPOINT", pause.endpoint());
