@@ -302,11 +302,12 @@ impl S3 {
 
     pub(super) async fn put_again(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
         let call = Call { what: "write", action: "s3:PutObject", name };
+        let mut again = false;
         loop {
             match self.send_put(name, bytes.clone(), false, None).await {
                 Ok(Answer::Stored) => return Ok(()),
                 Ok(Answer::Vague) => return self.is_there(&call, bytes.len() as u64).await,
-                Err(error) if self.knows_no_checksum(&Refusal::of(&error)) => {}
+                Err(error) if self.knows_no_checksum(&Refusal::of(&error), &mut again) => {}
                 Err(error) => return Err(self.words(&error, &call)),
             }
         }
@@ -320,11 +321,16 @@ impl S3 {
         Err(self.refused(call, "it answers 200, but the object is not there".to_owned()))
     }
 
-    /// Whether the server refused the checksum; none is sent to it from now on.
-    fn knows_no_checksum(&self, refusal: &Refusal) -> bool {
-        let known = !refusal.is_about_checksums();
-        if known || !self.send_checksum.swap(false, Ordering::Relaxed) {
+    /// Whether the server refused the checksum; none is sent to it from now on. `again`: this upload was
+    /// sent once more for it already.
+    fn knows_no_checksum(&self, refusal: &Refusal, again: &mut bool) -> bool {
+        if !refusal.is_about_checksums() {
             return false;
+        }
+        let first = !std::mem::replace(again, true);
+        if !self.send_checksum.swap(false, Ordering::Relaxed) {
+            // Another upload has found that out while this one was on its way.
+            return first;
         }
         let why = refusal.words();
         self.report.detail(format!("{} takes no checksums: {why}", self.endpoint));
@@ -371,6 +377,7 @@ impl S3 {
         let mut tags = Some(tagging(tags)).filter(|tags| !tags.is_empty());
         let mut conditional = true;
         let mut conflicts = 0;
+        let mut again = false;
         loop {
             let sent = self.send_put(name, bytes.clone(), conditional, tags.as_deref()).await;
             let error = match sent {
@@ -387,7 +394,7 @@ impl S3 {
                 Err(error) => error,
             };
             let refusal = Refusal::of(&error);
-            if self.knows_no_checksum(&refusal) {
+            if self.knows_no_checksum(&refusal, &mut again) {
                 continue;
             }
             if tags.is_some() && refusal.is_about_tags() {
