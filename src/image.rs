@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::database::{self, Applied, Kind, Origin};
+use crate::database::{self, Kind, Origin};
 use crate::engine::{Engine, Server, Stored};
 use crate::error::Error;
 use crate::pg::Session;
@@ -27,12 +27,6 @@ pub struct Facts {
     pub roles: Vec<String>,
     pub origin: Option<Origin>,
     pub schema_version: Option<String>,
-    /// The fingerprint without the migration scripts; `None`: no build goes on from it.
-    #[serde(default)]
-    pub base: Option<String>,
-    /// The migration history in it.
-    #[serde(default)]
-    pub applied: Vec<Applied>,
     pub made_at: jiff::Timestamp,
 }
 
@@ -141,7 +135,6 @@ pub(crate) async fn freeze(
     server: &Server,
     name: &str,
     schema_version: Option<String>,
-    applied: Vec<Applied>,
 ) -> Result<Option<Server>, Error> {
     let session = crate::connect::session(&server.admin).await?;
     if let Some(other) = shared_with(&session, name, None, "").await? {
@@ -174,8 +167,6 @@ pub(crate) async fn freeze(
         roles: roles(&session).await?,
         origin: marker.origin,
         schema_version,
-        base: marker.base,
-        applied,
         made_at: jiff::Timestamp::now(),
     };
     session.close().await;
@@ -303,8 +294,6 @@ mod tests {
                 roles: Vec::new(),
                 origin: None,
                 schema_version: None,
-                base: None,
-                applied: Vec::new(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
         }

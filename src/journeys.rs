@@ -665,8 +665,11 @@ async fn freeze_template(
             Some(why) => ctx.report.note(format!("freezing a template, no image: {why}")),
         }
     }
-    let owner = connect::owner(ctx, &site.server, built.scratch.name());
-    let applied = applied(ctx, &owner).await?;
+    // Of no use where nobody could go on from it.
+    let applied = match built.scratch.marker().base {
+        Some(_) => applied(ctx, &connect::owner(ctx, &site.server, built.scratch.name())).await?,
+        None => Vec::new(),
+    };
     template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx), applied).await?;
     Ok(Frozen::Already)
 }
@@ -679,11 +682,7 @@ async fn freeze_image(
     schema_version: Option<String>,
 ) -> Result<(), Error> {
     let name = ctx.config.database.name.clone();
-    let frozen = async {
-        let applied = applied(ctx, &connect::owner(ctx, &site.server, &name)).await?;
-        image::freeze(ctx, &site.engine, &site.server, &name, schema_version, applied).await
-    };
-    match frozen.await {
+    match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
         Ok(Some(server)) => {
             site.move_to(ctx, server).await?;
             match image::prune(ctx, &site.engine, false).await {

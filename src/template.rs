@@ -6,6 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::ancestor;
 use crate::context::Context;
 use crate::database::{self, Applied, Error, Found, Kind, Marker, Scratch};
 use crate::engine::Server;
@@ -117,8 +118,7 @@ pub async fn freeze(
     let fail = |error| Error::Sql { what: "freeze as", database: name.clone(), error };
     database::end_sessions(session, scratch.name()).await.map_err(fail)?;
     database::copy(ctx, session, server, &name, scratch.name(), owner).await?;
-    let marker = Marker { applied, ..scratch.marker().clone() };
-    close(ctx, session, &name, &marker, old).await?;
+    close(ctx, session, &name, scratch.marker(), applied, old).await?;
     step.done("");
     Ok(())
 }
@@ -141,9 +141,7 @@ pub(crate) async fn freeze_itself(ctx: &Context, scratch: &Scratch) -> Result<()
         database: name.clone(),
         error,
     })?;
-    // Nobody goes on from it: how far it was migrated is not noted.
-    let marker = Marker { base: None, ..scratch.marker().clone() };
-    close(ctx, session, &name, &marker, old).await?;
+    close(ctx, session, &name, scratch.marker(), Vec::new(), old).await?;
     step.done("");
     Ok(())
 }
@@ -165,6 +163,7 @@ async fn close(
     session: &Session,
     name: &str,
     marker: &Marker,
+    applied: Vec<Applied>,
     old: Vec<String>,
 ) -> Result<(), Error> {
     let closing = format!(
@@ -176,7 +175,12 @@ async fn close(
         database: name.to_owned(),
         error,
     })?;
-    let marker = Marker { kind: Kind::Template, ..marker.clone() };
+    // Each run reads all markers, so a history stands in one only where somebody may go on from it.
+    let (base, applied) = match ancestor::may_go_on(&applied) {
+        true => (marker.base.clone(), applied),
+        false => (None, Vec::new()),
+    };
+    let marker = Marker { kind: Kind::Template, base, applied, ..marker.clone() };
     database::set_marker(session, name, &marker).await?;
     for old in old {
         if let Err(error) = database::drop_marked(session, &old, &[Kind::Template]).await {

@@ -41,6 +41,8 @@ pub struct NativeEngine {
     user: Option<RunAs>,
     /// Holds `data`, clones of it, and `log`.
     home: Utf8PathBuf,
+    /// Of the environment.
+    hash: String,
     /// Frozen data directories of the project, which its branches share, on the same file system; or
     /// the environment's own points.
     images_dir: Utf8PathBuf,
@@ -78,6 +80,7 @@ impl NativeEngine {
             password: super::configured_password(&ctx.config),
             user,
             home: place::reachable(&ctx.state_dir().join("native"), &name, user),
+            hash: name,
             images_dir: place::reachable(
                 &ctx.project_dir().join("images"),
                 &format!("{project}-images"),

@@ -29,8 +29,7 @@ impl DockerEngine {
             self.adopt(ctx, &mut state, &image).await?;
         }
         self.sweep_volume(&state).await?;
-        let arguments: Vec<&str> = std::iter::once(name).chain(pieces(facts)).collect();
-        let frozen = self.act(ctx, &state, &image, "freeze", &arguments).await;
+        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
         // Frozen or not, the server comes up again.
         let server = self.answering(ctx, &mut state).await?;
         frozen?;
@@ -45,8 +44,6 @@ impl DockerEngine {
         image: &ServerImage,
     ) -> Result<(), Error> {
         let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
-        let probe = pool::act(&self.hash, "probe", &[]);
-        pool::act_alone(ctx, &self.client, image, &pool, probe, Vec::new()).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
         let container = self.container().await?;
         if let Some(container) = &container {
@@ -69,7 +66,6 @@ impl DockerEngine {
         };
         match moved.await {
             Ok(_) => {
-                self.sweep_volume(state).await?;
                 step.done(format!("pool {}", pool.mounted()));
                 Ok(())
             }
@@ -334,35 +330,7 @@ impl DockerEngine {
     }
 }
 
-/// Bytes of one argument; Linux takes 128 KiB (`MAX_ARG_STRLEN`), and a long history is longer.
-const PIECE: usize = 64 << 10;
-
-/// A text as arguments.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let end = (0..=rest.len().min(PIECE)).rfind(|&end| rest.is_char_boundary(end))?;
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
 /// A name for a new data directory of an environment.
 fn generation() -> String {
     format!("g-{}", super::clients::random_name())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PIECE, pieces};
-
-    #[test]
-    fn a_long_text_comes_in_pieces_that_arguments_can_hold() {
-        for text in [String::new(), "x".repeat(PIECE), "ü".repeat(PIECE * 2 + 1)] {
-            let all: Vec<&str> = pieces(&text).collect();
-            assert!(all.iter().all(|piece| piece.len() <= PIECE && !piece.is_empty()));
-            assert_eq!(all.concat(), text);
-        }
-    }
 }

@@ -7,7 +7,6 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use sha2::{Digest, Sha256};
 
 use super::{NativeEngine, remove_dir};
 use crate::context::Context;
@@ -68,9 +67,7 @@ impl NativeEngine {
             return Err(Error::DataUnusable { place: self.data().to_string(), reason });
         }
         // Another environment may freeze the same; what a run of this one has left goes.
-        let mut own = crate::engine::docker::hex(&Sha256::digest(self.home.as_str()));
-        own.truncate(12);
-        let part = self.image(&format!(".part.{own}"));
+        let part = self.image(&format!(".part.{}", self.hash));
         let image = self.image(name);
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;

@@ -129,7 +129,7 @@ case "$act" in
   *) in_pool ;;
 esac
 case "$act" in
-  # freeze NAME FACTS...: the current data as an image. The facts come in pieces, to be put together.
+  # freeze NAME FACTS: the current data as an image.
   freeze)
     lock_env
     room "$spare"
@@ -146,8 +146,7 @@ case "$act" in
     # Nor may it have come up meanwhile.
     stopped_cleanly "$env/current/"
     release
-    shift
-    printf '%s' "$@" >"$part/image.json"
+    printf '%s\n' "$2" >"$part/image.json"
     lock_images -x
     [ ! -d "$image" ] || mv -T "$image" "$frozen/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
