@@ -8,6 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::archive;
 use super::native::NativeEngine;
 use super::place::{self, BinDir};
+use super::state;
 use super::{Error, Server, ServerKind, Stopped, Volumes};
 use crate::context::Context;
 
@@ -78,12 +79,26 @@ impl EmbeddedEngine {
         self.native(ctx).ensure(ctx).await
     }
 
+    /// With the binaries that the data was last started with, which may be of another version than the
+    /// one that is configured by now; else with these.
+    fn as_started(&self, ctx: &Context) -> Result<NativeEngine, Error> {
+        let Some(known) = state::read(ctx)?.native else { return Ok(self.native(ctx)) };
+        let version = std::fs::read_to_string(known.data.join("PG_VERSION")).unwrap_or_default();
+        match version.trim().parse() {
+            Ok(major) if known.bin_dir.join("pg_ctl").is_file() => {
+                let bin = BinDir { dir: known.bin_dir, major };
+                Ok(NativeEngine::with(ctx, bin, ServerKind::Embedded))
+            }
+            Ok(_) | Err(_) => Ok(self.native(ctx)),
+        }
+    }
+
     pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
-        if self.is_here() { self.native(ctx).running(ctx).await } else { Ok(None) }
+        self.as_started(ctx)?.running(ctx).await
     }
 
     pub(super) async fn stop(&self, ctx: &Context, volumes: Volumes) -> Result<Stopped, Error> {
-        self.native(ctx).stop(ctx, volumes).await
+        self.as_started(ctx)?.stop(ctx, volumes).await
     }
 }
 

@@ -41,4 +41,10 @@ async fn up_with_nothing_installed_downloads_a_server() {
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     let up = project.run(&["up"]).succeeds();
     assert!(!up.stderr.contains("download"), "{}", up.stderr);
+    // Another version is configured by now, as by a newer program: what runs is found and stopped.
+    let later = ["--set", "engine.archive_version=99.0.0"];
+    let status = project.run(&[&["status"], &later[..]].concat()).succeeds();
+    assert!(status.stdout.contains("embedded, PostgreSQL "), "{}", status.stdout);
+    let down = project.run(&[&["down", "--volumes", "--yes"], &later[..]].concat()).succeeds();
+    assert!(down.stdout.contains("stopped the server in "), "{}", down.stdout);
 }
