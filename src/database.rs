@@ -405,6 +405,31 @@ impl Scratch {
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
     }
 
+    /// Makes the live database of that name, which came with the server's data a moment ago and which
+    /// nobody has seen, a scratch one.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`] where it lacks our marker; what the server said.
+    pub(crate) async fn out_of_sight(server: &Server, final_name: &str) -> Result<Self, Error> {
+        let (name, guard) = reserve(server, final_name, "scratch").await?;
+        let found = find(&guard, final_name).await?;
+        let Some(marker) = found.and_then(|found| found.marker) else {
+            return Err(Error::NotOurs { database: final_name.to_owned() });
+        };
+        let marker = marker.cloned(Kind::Scratch, MadeBy::Image);
+        let fail = |error| Error::Sql {
+            what: "take out of sight",
+            database: final_name.to_owned(),
+            error,
+        };
+        end_sessions(&guard, final_name).await.map_err(fail)?;
+        // One message is one transaction.
+        let statements =
+            [comment_statement(final_name, &marker), rename_statement(final_name, &name)];
+        guard.batch(&statements.join("; ")).await.map_err(fail)?;
+        Ok(Self { name, marker, admin: server.admin.clone(), guard })
+    }
+
     /// The name that it has until it is swapped in.
     pub fn name(&self) -> &str {
         &self.name

@@ -4,8 +4,8 @@
 //! exhaustive matches. Exit codes are a contract (README, section Exit codes).
 
 use crate::{
-    branch, config, database, engine, lend, lock, migrate, pg, saved, scratch_server, seed,
-    snapshot, store, users,
+    branch, config, database, engine, lend, lock, migrate, pg, published, saved, scratch_server,
+    seed, snapshot, store, users,
 };
 
 /// What the process ends with.
@@ -77,6 +77,8 @@ pub enum Error {
     #[error(transparent)]
     Proof(#[from] crate::prove::Error),
     #[error(transparent)]
+    Published(#[from] published::Error),
+    #[error(transparent)]
     Branch(#[from] branch::Error),
     #[error(transparent)]
     Saved(#[from] saved::Error),
@@ -107,6 +109,7 @@ impl Error {
             Self::Snapshot(error) => error.exit(),
             Self::ScratchServer(error) => error.exit(),
             Self::Proof(error) => error.exit(),
+            Self::Published(error) => error.exit(),
             Self::Branch(error) => error.exit(),
             Self::Saved(error) => error.exit(),
             Self::Seed(error) => error.exit(),
@@ -142,6 +145,7 @@ impl Error {
             Self::Snapshot(error) => error.hints(),
             Self::ScratchServer(error) => error.hints(),
             Self::Proof(error) => error.hints(),
+            Self::Published(error) => error.hints(),
             Self::Branch(error) => error.hints(),
             Self::Saved(error) => error.hints(),
             Self::Seed(error) => error.hints(),

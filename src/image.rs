@@ -30,6 +30,29 @@ pub struct Facts {
     pub made_at: jiff::Timestamp,
 }
 
+impl Facts {
+    /// Of what was published, which becomes an image of this machine under `fingerprint`.
+    pub(crate) fn of_published(
+        ctx: &Context,
+        server_version_num: i32,
+        image: &crate::published::Image,
+        fingerprint: &str,
+        manifest: &crate::snapshot::Manifest,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            fingerprint: fingerprint.to_owned(),
+            database: image.database.clone(),
+            project: ctx.config.project.to_string(),
+            server_version_num,
+            roles: image.roles.clone(),
+            origin: Some(crate::journeys::origin_of(manifest)),
+            schema_version: image.schema_version.clone(),
+            made_at: jiff::Timestamp::now(),
+        }
+    }
+}
+
 /// An image as `images list` shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Listed {
@@ -277,7 +300,7 @@ fn fates(
 #[cfg(test)]
 mod tests {
     use super::{FORMAT, Facts, Listed, fates};
-    use crate::config::ImagesConfig;
+    use crate::config::{ImagesConfig, Published};
 
     fn image(name: &str, bytes: u64, unused_seconds: u64) -> Listed {
         Listed {
@@ -303,6 +326,7 @@ mod tests {
     fn what_is_old_or_too_much_goes_and_the_newest_of_each_database_stays() {
         let limits = ImagesConfig {
             enabled: true,
+            published: Published::Auto,
             min_size: 0,
             max_size: 100,
             max_age_seconds: 1000,

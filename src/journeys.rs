@@ -21,12 +21,13 @@ use crate::pg::names::DatabaseName;
 use crate::pg::tools::Tools;
 use crate::pg::{Session, Target};
 use crate::prove;
+use crate::published;
 use crate::reference;
 use crate::report::{Check, Reporter, StepRecord, format};
 use crate::seed;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::Manifest;
-use crate::snapshot::{self, choose, dump, load};
+use crate::snapshot::{self, choose, dump, load, prune};
 use crate::status;
 use crate::store::Store;
 use crate::template::{self, Fingerprint};
@@ -191,6 +192,9 @@ pub struct Published {
     pub database: String,
     pub schema_version: Option<String>,
     pub proved: bool,
+    /// Of `--image`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<published::Made>,
     #[serde(flatten)]
     pub facts: dump::Facts,
     pub steps: Vec<StepRecord>,
@@ -344,10 +348,35 @@ pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Pu
         database: manifest.database.clone(),
         schema_version: snapshot::history::current_version(&manifest.history),
         proved: manifest.proved,
+        image: None,
         facts: dumped.facts,
         steps: ctx.report.records(),
         warnings: ctx.report.warnings(),
     })
+}
+
+/// What `snapshot prune` removed, or would.
+#[derive(Debug, Serialize)]
+pub struct Pruned {
+    #[serde(flatten)]
+    pub snapshots: prune::Pruned,
+    pub images: published::Swept,
+}
+
+/// Snapshots by the policy, chunks that nothing names, images of snapshots that have gone.
+///
+/// # Errors
+/// What the store said.
+pub async fn snapshot_prune(
+    ctx: &Context,
+    store: &Store,
+    mode: prune::Mode,
+) -> Result<Pruned, Error> {
+    let snapshots = prune::prune(ctx, store, mode).await?;
+    let kept = snapshots.snapshots.iter().filter(|line| line.fate.is_kept());
+    let kept = kept.map(|line| line.id.clone()).collect();
+    let images = published::prune(ctx, store, &kept, mode).await?;
+    Ok(Pruned { snapshots, images })
 }
 
 /// Says what fell since the last snapshot of the same database.
@@ -450,10 +479,22 @@ pub(crate) struct Site {
     pub accounts: users::Plan,
     /// The store's snapshots, if the guard had to know them.
     listing: Option<find::Listing>,
-    _lock: ProjectLock,
+    /// `None`: whoever works here holds it.
+    _lock: Option<ProjectLock>,
 }
 
 impl Site {
+    /// On a scratch server, where nobody else works.
+    pub(crate) fn on_scratch(
+        engine: Engine,
+        server: Server,
+        session: Session,
+        files: Files,
+    ) -> Self {
+        let Files { accounts, scripts } = files;
+        Self { engine, server, session, scripts, accounts, listing: None, _lock: None }
+    }
+
     /// Who owns the database and runs the scripts.
     pub fn owner<'a>(&self, ctx: &'a Context) -> &'a str {
         &ctx.config.database.user
@@ -468,7 +509,7 @@ impl Site {
     }
 
     /// Goes on with a server whose data was replaced: the old session has ended with the old data.
-    async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
+    pub(crate) async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
         let session = connect::session(&server.admin).await?;
         lock::database(&session, &ctx.config.database.name).await?;
         self.server = server;
@@ -528,7 +569,7 @@ async fn enter(
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
     let Files { accounts, scripts } = files;
-    Ok(Site { engine, server, session, scripts, accounts, listing, _lock: lock })
+    Ok(Site { engine, server, session, scripts, accounts, listing, _lock: Some(lock) })
 }
 
 /// Builds what `reset` would give from the same rows that the live database came from, and freezes it
@@ -571,7 +612,7 @@ pub(crate) async fn make_template(
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.
-async fn make_roles(ctx: &Context, site: &Site) -> Result<(), Error> {
+pub(crate) async fn make_roles(ctx: &Context, site: &Site) -> Result<(), Error> {
     users::apply_roles(ctx, &site.server.admin, &site.accounts).await?;
     let existing = if site.server.started_by_us {
         users::Existing::SetPassword
@@ -605,20 +646,30 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     if let Some(ready) = from_image(ctx, site, &source, &wish).await? {
         return Ok(ready);
     }
-    let built = from_first_whole(ctx, site, &wish, source, async |source| {
-        if let Some(built) = cloned(ctx, site, source, &wish).await? {
-            return Ok((built, Frozen::Already));
+    let arrival = match template_is_here(ctx, site, &source, &wish).await? {
+        true => published::Arrival::None,
+        false => published::arrive(ctx, site, &source, &wish).await?,
+    };
+    let site_now = &*site;
+    let (built, frozen) = match arrival {
+        published::Arrival::Live(ready) => return Ok(*ready),
+        published::Arrival::Migrated(built) => {
+            freeze_or_give_up(ctx, site_now, *built, &wish).await?
         }
-        let built = match cloned_from_nearest(ctx, site, source, &wish).await? {
-            Some(built) => built,
-            None => build(ctx, site, source, &wish).await?,
-        };
-        match freeze_template(ctx, site, &built, &wish).await {
-            Ok(frozen) => Ok((built, frozen)),
-            Err(error) => Err(given_up(ctx, built.scratch, error).await),
+        published::Arrival::None => {
+            let built = from_first_whole(ctx, site_now, &wish, source, async |source| {
+                if let Some(built) = cloned(ctx, site_now, source, &wish).await? {
+                    return Ok((built, Frozen::Already));
+                }
+                let built = match cloned_from_nearest(ctx, site_now, source, &wish).await? {
+                    Some(built) => built,
+                    None => build(ctx, site_now, source, &wish).await?,
+                };
+                freeze_or_give_up(ctx, site_now, built, &wish).await
+            });
+            built.await?
         }
-    });
-    let (built, frozen) = built.await?;
+    };
     let Built { scratch, migrated, schema_version } = built;
     let origin = scratch.marker().origin.clone();
     let step = ctx.report.step(format!("swap in `{}`", scratch.final_name()));
@@ -628,6 +679,35 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
         freeze_image(ctx, site, schema_version.clone()).await?;
     }
     Ok(ready(ctx, site, migrated, schema_version, origin))
+}
+
+/// Whether a template serves this build, exactly or nearly: nothing has to come from the store.
+async fn template_is_here(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<bool, Error> {
+    let name = &ctx.config.database.name;
+    let found = database::list(&site.session).await?;
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    if template::ready(&found, name, &fingerprint).is_some() {
+        return Ok(true);
+    }
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(false) };
+    Ok(!template::of_base(&site.session, name, &base).await?.is_empty())
+}
+
+async fn freeze_or_give_up(
+    ctx: &Context,
+    site: &Site,
+    built: Built,
+    wish: &Wish,
+) -> Result<(Built, Frozen), Error> {
+    match freeze_template(ctx, site, &built, wish).await {
+        Ok(frozen) => Ok((built, frozen)),
+        Err(error) => Err(given_up(ctx, built.scratch, error).await),
+    }
 }
 
 /// Whether what was built is frozen, so that the same build is a clone.
@@ -735,7 +815,11 @@ async fn from_image(
 }
 
 /// Brings a clone of an older build to where this checkout is.
-async fn migrate_clone(ctx: &Context, site: &Site, names: &DatabaseName) -> Result<Ran, Error> {
+pub(crate) async fn migrate_clone(
+    ctx: &Context,
+    site: &Site,
+    names: &DatabaseName,
+) -> Result<Ran, Error> {
     users::apply_before(ctx, &site.server.admin, names, &site.accounts).await?;
     let target = connect::owner(ctx, &site.server, &names.actual);
     let options = migrate::Options::default();
@@ -935,7 +1019,7 @@ async fn cloned_from_nearest(
 }
 
 /// Drops what was being built; returns why.
-async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
+pub(crate) async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
     if let Err(left) = scratch.discard().await {
         ctx.report.detail(format!("the next run removes what is left: {left}"));
     }
@@ -944,7 +1028,12 @@ async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
 
 /// Creates a scratch database and fills it: accounts → rows → scripts → files → grants.
 /// On an error the scratch database is dropped.
-async fn build(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Built, Error> {
+pub(crate) async fn build(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Built, Error> {
     let name = &ctx.config.database.name;
     let owner = site.owner(ctx);
     let locale = match source {
@@ -988,19 +1077,24 @@ async fn fill(
     }
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
     scratch.set_origin(match source {
-        Source::Snapshot { manifest, .. } => Origin::Snapshot {
-            id: manifest.id.clone(),
-            taken_at: manifest.taken_at.to_string(),
-            version: snapshot::history::current_version(&manifest.history),
-        },
+        Source::Snapshot { manifest, .. } => origin_of(manifest),
         Source::Files(_) => Origin::Files,
         Source::Nothing => Origin::Empty,
     });
     Ok(outcome)
 }
 
+/// That of rows of a snapshot.
+pub(crate) fn origin_of(manifest: &Manifest) -> Origin {
+    Origin::Snapshot {
+        id: manifest.id.clone(),
+        taken_at: manifest.taken_at.to_string(),
+        version: snapshot::history::current_version(&manifest.history),
+    }
+}
+
 /// Scripts that ran, and the schema version after them.
-type Ran = (Vec<migrate::Ran>, Option<String>);
+pub(crate) type Ran = (Vec<migrate::Ran>, Option<String>);
 
 /// The pending scripts. A project without any works too: what a snapshot brought then has no history,
 /// and needs none.
@@ -1021,20 +1115,62 @@ pub(crate) async fn run_scripts(
 }
 
 /// Everything that decides what a build gives.
-fn fingerprint(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<String, Error> {
+pub(crate) fn fingerprint(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<String, Error> {
     let to = wish.to.as_deref();
     fingerprint_of(ctx, &site.server, &site.scripts, &site.accounts, &Rows::of(source), to)
 }
 
 /// The same without the migration scripts: builds that have it in common differ only in how far they
 /// were migrated. `None` where that is not so: seed files follow the last script, callbacks run with each run.
-fn base(ctx: &Context, site: &Site, source: &Source, wish: &Wish) -> Result<Option<String>, Error> {
-    let is_told = wish.to.is_some() || matches!(source, Source::Files(_));
-    if is_told || !site.scripts.callbacks.is_empty() {
+pub(crate) fn base(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<String>, Error> {
+    if !has_base(site, source, wish) {
         return Ok(None);
     }
     let settings = site.scripts.base_facts(&ctx.config.migrate);
-    hashed(ctx, &site.server, &settings, &site.accounts, &Rows::of(source), None).map(Some)
+    let start = on_server(ctx, &site.server);
+    hashed(ctx, start, &settings, &site.accounts, &Rows::of(source), None).map(Some)
+}
+
+fn has_base(site: &Site, source: &Source, wish: &Wish) -> bool {
+    let is_told = wish.to.is_some() || matches!(source, Source::Files(_));
+    !is_told && site.scripts.callbacks.is_empty()
+}
+
+/// The same two for what is published: without the server, whose facts stand beside them.
+pub(crate) struct PublishedKeys {
+    pub build: String,
+    pub base: Option<String>,
+}
+
+/// By what a published image is found.
+///
+/// # Errors
+/// What is wrong with the files.
+pub(crate) fn published_keys(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<PublishedKeys, Error> {
+    let (rows, to) = (Rows::of(source), wish.to.as_deref());
+    let hashed = |facts: &[(String, String)]| {
+        hashed(ctx, Fingerprint::anywhere(), facts, &site.accounts, &rows, to)
+    };
+    let base = match has_base(site, source, wish) {
+        true => Some(hashed(&site.scripts.base_facts(&ctx.config.migrate))?),
+        false => None,
+    };
+    Ok(PublishedKeys { build: hashed(&site.scripts.facts(&ctx.config.migrate))?, base })
 }
 
 /// What of a source decides about the result.
@@ -1067,24 +1203,29 @@ pub(crate) fn fingerprint_of(
     rows: &Rows<'_>,
     to: Option<&str>,
 ) -> Result<String, Error> {
-    hashed(ctx, server, &scripts.facts(&ctx.config.migrate), accounts, rows, to)
+    let start = on_server(ctx, server);
+    hashed(ctx, start, &scripts.facts(&ctx.config.migrate), accounts, rows, to)
+}
+
+fn on_server(ctx: &Context, server: &Server) -> Fingerprint {
+    let mut fingerprint = Fingerprint::new(server);
+    if server.kind == engine::ServerKind::Docker {
+        // The same version of another image may sort text in another way.
+        fingerprint.add("image", &ctx.config.engine.image);
+    }
+    fingerprint
 }
 
 fn hashed(
     ctx: &Context,
-    server: &Server,
+    mut fingerprint: Fingerprint,
     migrations: &[(String, String)],
     accounts: &users::Plan,
     rows: &Rows<'_>,
     to: Option<&str>,
 ) -> Result<String, Error> {
-    let mut fingerprint = Fingerprint::new(server);
     fingerprint.add("database", &ctx.config.database.name);
     fingerprint.add("owner", &ctx.config.database.user);
-    if server.kind == engine::ServerKind::Docker {
-        // The same version of another image may sort text in another way.
-        fingerprint.add("image", &ctx.config.engine.image);
-    }
     fingerprint.add("to", to.unwrap_or(""));
     for (name, value) in migrations {
         fingerprint.add(name, value);
@@ -1110,7 +1251,7 @@ fn hashed(
     Ok(fingerprint.finish())
 }
 
-fn ready(
+pub(crate) fn ready(
     ctx: &Context,
     site: &Site,
     migrated: Vec<migrate::Ran>,

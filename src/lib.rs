@@ -29,6 +29,7 @@ pub mod lock;
 pub mod migrate;
 pub mod pg;
 pub mod prove;
+pub mod published;
 pub mod reference;
 pub mod report;
 pub mod saved;

@@ -58,7 +58,7 @@ pub(crate) async fn prove(
 ) -> Result<(), crate::error::Error> {
     let major = manifest.server.major();
     let purpose = Purpose { folder: "prove", verb: "snapshot create --prove", major };
-    scratch_server::with(ctx, purpose, async |ctx, server| {
+    scratch_server::with(ctx, purpose, async |ctx, _, server| {
         restore(ctx, store, manifest, server).await
     })
     .await

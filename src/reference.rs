@@ -53,7 +53,7 @@ pub(crate) async fn compare_grants(
         target.host
     ));
     let purpose = Purpose { folder: "check", verb: "users check", major };
-    scratch_server::with(ctx, purpose, async |there, server| {
+    scratch_server::with(ctx, purpose, async |there, _, server| {
         let Source { facts, accounts, mut live, roles } = source;
         let step = there.report.step("build a reference for the grants");
         let made = there.until_cancelled(async {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::EngineKind;
 use crate::context::Context;
-use crate::engine::{self, Server, Volumes};
+use crate::engine::{self, Engine, Server, Volumes};
 use crate::error::Exit;
 use crate::lock;
 
@@ -59,7 +59,7 @@ pub(crate) struct Purpose {
 pub(crate) async fn with<T>(
     ctx: &Context,
     purpose: Purpose,
-    work: impl AsyncFnOnce(&Context, &Server) -> Result<T, crate::error::Error>,
+    work: impl AsyncFnOnce(&Context, &Engine, &Server) -> Result<T, crate::error::Error>,
 ) -> Result<T, crate::error::Error> {
     let ctx = &surroundings(ctx, purpose);
     let _lock = lock::project(&ctx.state_dir(), purpose.verb)?;
@@ -73,7 +73,7 @@ pub(crate) async fn with<T>(
         if here < needed {
             return Err(Error::Old { needed, here }.into());
         }
-        work(ctx, &server).await
+        work(ctx, &choice.engine, &server).await
     };
     let done = working.await;
     // Asked to stop or not, the server goes.

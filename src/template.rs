@@ -20,10 +20,16 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// Begins with the server: a template is only good on the version that made it.
     pub fn new(server: &Server) -> Self {
+        let mut this = Self::anywhere();
+        this.add("server", server.version_num.to_string());
+        this
+    }
+
+    /// Of what a build gives on whatever server.
+    pub fn anywhere() -> Self {
         let mut this = Self { hash: Sha256::new() };
         // 3: the template has the privileges on the database as well.
         this.add("format", "3");
-        this.add("server", server.version_num.to_string());
         this
     }
 

@@ -561,6 +561,21 @@ pub enum Snapshot {
         /// Fail when there is far less than in the last snapshot
         #[arg(long)]
         strict: bool,
+        /// Publish a ready data directory of it as well, as `snapshot image` does
+        #[arg(long)]
+        image: bool,
+        /// The environment that the image is for (default: the project's)
+        #[arg(long, value_name = "NAME", requires = "image")]
+        image_env: Option<String>,
+    },
+    /// Publish a ready data directory of a snapshot, migrated to this checkout
+    ///
+    /// Built as `reset` would on a scratch server, without passwords, logs and settings. `up` and
+    /// `reset` take it where it fits their server and is faster than loading rows.
+    #[command(after_help = "Example: seedbed snapshot image latest --env dev")]
+    Image {
+        /// `latest` (default) or a snapshot's id
+        id: Option<String>,
     },
     /// List the snapshots, newest first
     #[command(after_help = "Example: seedbed snapshot list --max-age 8d")]

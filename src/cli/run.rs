@@ -4,7 +4,7 @@ use clap::CommandFactory;
 
 use super::args::{self, Cli, Command, Global};
 use super::{Outcome, db, flyway, show};
-use crate::config::Override;
+use crate::config::{self, Override};
 use crate::context::Context;
 use crate::engine::Keep;
 use crate::env::Env;
@@ -12,7 +12,9 @@ use crate::error::{Error, Exit};
 use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
 use crate::snapshot::{export, find, prune, verify};
 use crate::store::Store;
-use crate::{branch, connect, doctor, image, init, migrate, report, saved, status};
+use crate::{
+    branch, connect, doctor, guard, image, init, migrate, published, report, saved, status,
+};
 
 /// Commands that need no project.
 pub(super) fn without_project(
@@ -69,14 +71,7 @@ pub(super) fn without_project(
 
 /// What flags say about configuration keys.
 pub(super) fn overrides(command: &Command, global: &Global) -> Result<Vec<Override>, Error> {
-    let mut overrides = Vec::new();
-    for pair in &global.set {
-        let Some((key, value)) = pair.split_once('=') else {
-            return Err(Error::CommandLine(format!("`--set {pair}`: expected KEY=VALUE")));
-        };
-        let key = key.trim();
-        overrides.push(overrule(key, value.trim(), &format!("--set {key}")));
-    }
+    let mut overrides = set(global)?;
     if let Command::Up(args::Up { proved: true, .. }) = command {
         overrides.push(overrule("restore.proved_only", "true", "--proved"));
     }
@@ -92,6 +87,19 @@ pub(super) fn overrides(command: &Command, global: &Global) -> Result<Vec<Overri
     overrides.extend(flyway.into_iter().flat_map(|flyway| flyway.settings.iter().cloned()));
     if let Command::Snapshot(args::Snapshot::Create { jobs: Some(jobs), .. }) = command {
         overrides.push(overrule("snapshot.jobs", &jobs.to_string(), "--jobs"));
+    }
+    Ok(overrides)
+}
+
+/// Of `--set`.
+fn set(global: &Global) -> Result<Vec<Override>, Error> {
+    let mut overrides = Vec::new();
+    for pair in &global.set {
+        let Some((key, value)) = pair.split_once('=') else {
+            return Err(Error::CommandLine(format!("`--set {pair}`: expected KEY=VALUE")));
+        };
+        let key = key.trim();
+        overrides.push(overrule(key, value.trim(), &format!("--set {key}")));
     }
     Ok(overrides)
 }
@@ -160,7 +168,7 @@ pub(super) async fn command(
             Outcome::done(applied.join("\n"), &applied)
         }
         Command::Users(args::Users::Check) => users_check(ctx).await,
-        Command::Snapshot(verb) => snapshot_verb(ctx, verb).await,
+        Command::Snapshot(verb) => snapshot_verb(ctx, verb, global).await,
         Command::Ci(options) => ci(ctx, options, global.json).await,
         Command::Doctor => {
             let lines = doctor::run(ctx).await;
@@ -303,12 +311,42 @@ async fn users_check(ctx: &Context) -> Result<Outcome, Error> {
     Ok(outcome)
 }
 
-async fn snapshot_verb(ctx: &Context, verb: &args::Snapshot) -> Result<Outcome, Error> {
+/// The environment that an image is for: what `--image-env` names, else the project's default one.
+fn consumer(ctx: &Context, global: &Global, env: Option<&str>) -> Result<Context, Error> {
+    let flags = config::Flags {
+        project: global.project.clone(),
+        env: env.map(str::to_owned),
+        overrides: set(global)?,
+    };
+    let config = config::load(&ctx.env, &flags)?;
+    let consumer = Context { config: config.into(), ..ctx.clone() };
+    guard::replace_in_environment(&consumer, "snapshot image")?;
+    Ok(consumer)
+}
+
+async fn snapshot_verb(
+    ctx: &Context,
+    verb: &args::Snapshot,
+    global: &Global,
+) -> Result<Outcome, Error> {
     match verb {
-        args::Snapshot::Create { prove, strict, .. } => {
+        args::Snapshot::Create { prove, strict, image, image_env, .. } => {
             let options = journeys::CreateOptions { prove: *prove, strict: *strict };
-            let published = journeys::snapshot_create(ctx, options).await?;
+            // What is wrong with it is better known before the dump.
+            let consumer = match image {
+                true => Some(consumer(ctx, global, image_env.as_deref())?),
+                false => None,
+            };
+            let mut published = journeys::snapshot_create(ctx, options).await?;
+            if let Some(consumer) = consumer {
+                published.image = Some(published::make(&consumer, Some(&published.id)).await?);
+            }
             Outcome::done(show::published(&published), &published)
+        }
+        args::Snapshot::Image { id } => {
+            let id = id.as_deref().filter(|id| *id != "latest");
+            let made = published::make(ctx, id).await?;
+            Outcome::done(show::image_made(&made), &made)
         }
         args::Snapshot::List { max_age } => {
             let store = Store::open(ctx).await?;
@@ -347,7 +385,7 @@ async fn snapshot_verb(ctx: &Context, verb: &args::Snapshot) -> Result<Outcome, 
         args::Snapshot::Prune => {
             let store = Store::open(ctx).await?;
             let mode = if ctx.yes { prune::Mode::Act } else { prune::Mode::DryRun };
-            let pruned = prune::prune(ctx, &store, mode).await?;
+            let pruned = journeys::snapshot_prune(ctx, &store, mode).await?;
             Outcome::done(show::pruned(&pruned), &pruned)
         }
         args::Snapshot::Delete { id } => delete(ctx, id).await,
@@ -382,6 +420,7 @@ async fn delete(ctx: &Context, id: &str) -> Result<Outcome, Error> {
             return Err(Error::Refused { message: "not confirmed".to_owned(), hint: None });
         }
     }
+    published::drop_of(ctx, &store, &name.id).await?;
     ctx.until_cancelled(async { Ok::<_, Error>(store.delete(&name.object).await?) }).await?;
     let text = format!("removed {}; its rows go by `seedbed snapshot prune`", name.object);
     Outcome::done(text, serde_json::json!({ "removed": name.object }))

@@ -10,15 +10,16 @@ use crate::database::{MadeBy, Origin};
 use crate::engine::Stopped;
 use crate::error::{Error, Exit};
 use crate::image;
-use crate::journeys::{Proof, Published, Ready};
+use crate::journeys::{self, Proof, Published, Ready};
 use crate::migrate;
+use crate::published;
 use crate::report::format::{self, Align};
 use crate::report::{Check, Failure, StepRecord};
 use crate::saved;
 use crate::seed;
 use crate::snapshot::manifest::Manifest;
 use crate::snapshot::retain::Fate;
-use crate::snapshot::{export, find, history, prune, verify};
+use crate::snapshot::{export, find, history, verify};
 use crate::status::{DatabaseStatus, Status};
 use crate::users;
 
@@ -244,11 +245,32 @@ pub(super) fn drift(drift: &users::Drift) -> String {
     missing.chain(extra).chain(not_compared).collect::<Vec<_>>().join("\n")
 }
 
+pub(super) fn image_made(made: &published::Made) -> String {
+    format!("{}\n{}", made_of(made), steps(&made.steps)).trim_end().to_owned()
+}
+
+fn made_of(made: &published::Made) -> String {
+    format!(
+        "image {} of snapshot {}, schema version {}, published in {}\nPostgreSQL {} on {}, {}: {} \
+         plain, {} stored",
+        made.id,
+        made.snapshot,
+        made.schema_version.as_deref().unwrap_or("none"),
+        made.store,
+        made.major,
+        made.machine,
+        format::counted(made.files as u64, "file"),
+        format::bytes(made.bytes),
+        format::bytes(made.stored_bytes),
+    )
+}
+
 pub(super) fn published(published: &Published) -> String {
     let facts = &published.facts;
+    let image = published.image.as_ref().map(|made| format!("{}\n", made_of(made)));
     format!(
         "{}snapshot {} of `{}`, schema version {}, published in {}\n{}, {}: {} plain, {} stored, {} \
-         uploaded\n{}",
+         uploaded\n{}{}",
         if published.proved { "proved " } else { "" },
         published.id,
         published.database,
@@ -259,6 +281,7 @@ pub(super) fn published(published: &Published) -> String {
         format::bytes(facts.plain_bytes),
         format::bytes(facts.stored_bytes),
         format::bytes(facts.new_bytes),
+        image.unwrap_or_default(),
         steps(&published.steps),
     )
     .trim_end()
@@ -443,7 +466,8 @@ fn image_table<'a>(images: impl Iterator<Item = (&'a image::Listed, &'static str
     format::table(columns, &rows).trim_end().to_owned()
 }
 
-pub(super) fn pruned(pruned: &prune::Pruned) -> String {
+pub(super) fn pruned(pruned: &journeys::Pruned) -> String {
+    let (pruned, images) = (&pruned.snapshots, &pruned.images);
     let rows: Vec<[String; 5]> = pruned
         .snapshots
         .iter()
@@ -481,6 +505,14 @@ pub(super) fn pruned(pruned: &prune::Pruned) -> String {
         format::count(chunks.removed),
         format::bytes(chunks.removed_bytes),
     );
+    if images.pieces > 0 || !images.images.is_empty() {
+        text.push_str(&format!(
+            "images: {} {will}removed, with {} ({})\n",
+            images.images.len(),
+            format::counted(images.pieces, "piece"),
+            format::bytes(images.bytes),
+        ));
+    }
     if let Some(reason) = &pruned.chunks_stay {
         text.push_str(&format!("no chunk is removed: {reason}\n"));
     }

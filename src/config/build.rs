@@ -11,8 +11,8 @@ use super::keys::{KEYS, Kind};
 use super::settings::{Setting, Settings};
 use super::{
     Checksums, Config, DatabaseConfig, EngineConfig, EngineKind, ImagesConfig, MigrateConfig,
-    Origin, Owners, RestoreConfig, RetentionConfig, S3Config, SeedConfig, SnapshotConfig,
-    StoreConfig, UsersConfig,
+    Origin, Owners, Published, RestoreConfig, RetentionConfig, S3Config, SeedConfig,
+    SnapshotConfig, StoreConfig, UsersConfig,
 };
 use super::{libpq, url};
 
@@ -38,6 +38,11 @@ pub(crate) fn build(
         engine,
         images: ImagesConfig {
             enabled: settings.choice("images.kind")? == Some("auto"),
+            published: match settings.choice("images.published")? {
+                Some("always") => Published::Always,
+                Some("never") => Published::Never,
+                Some(_) | None => Published::Auto,
+            },
             min_size: settings.bytes("images.min_size")?,
             max_size: settings.bytes("images.max_size")?,
             max_age_seconds: settings.duration("images.max_age")?,

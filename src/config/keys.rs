@@ -137,6 +137,12 @@ pub const KEYS: &[Key] = &[
         "256MiB",
         "smaller databases are frozen as templates, which clone faster",
     ),
+    key(
+        "images.published",
+        Kind::Choice(&["auto", "always", "never"]),
+        "auto",
+        "ready data directories from the store: where they are faster than rows, wherever they fit, never",
+    ),
     key("images.max_size", Kind::Bytes, "64GiB", "images of all projects together; older ones go"),
     key("images.max_age", Kind::Duration, "30d", "images that nobody used for this long go"),
     key(

@@ -152,6 +152,8 @@ pub struct EngineConfig {
 pub struct ImagesConfig {
     /// Whole data directories where clones can share blocks; else template databases only.
     pub enabled: bool,
+    /// Whether ready data directories are taken from the store.
+    pub published: Published,
     /// Bytes from which on a database is frozen as an image.
     pub min_size: u64,
     /// Bytes of all images together.
@@ -162,6 +164,16 @@ pub struct ImagesConfig {
     pub pool: String,
     /// Bytes of its file system, at most.
     pub pool_size: u64,
+}
+
+/// When a published image is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// Where it is expected to be faster than rows.
+    Auto,
+    /// Wherever it fits.
+    Always,
+    Never,
 }
 
 /// Where snapshots live.

@@ -13,6 +13,7 @@ use super::{Error, Server, ServerKind, Stopped, Volumes};
 use crate::context::Context;
 
 /// Binaries of one version, here or to be fetched.
+#[derive(Clone)]
 pub struct EmbeddedEngine {
     url: String,
     version: String,

@@ -9,6 +9,7 @@ use crate::pg::tools::Tools;
 use crate::pg::{self, Target};
 
 /// The server that the configuration names.
+#[derive(Clone)]
 pub struct ExternalEngine {
     admin: Target,
     /// The environment's own database, where `postgres` is not there or not for this account.

@@ -3,6 +3,10 @@
 //! An image is a data directory that was frozen after a clean stop, on a file system where copies share
 //! blocks. What it holds is for the layers above: they give the facts that stand beside it.
 
+use bytes::Bytes;
+use std::io::Read;
+use tokio::sync::mpsc;
+
 use super::{Engine, Error, Server};
 use crate::context::Context;
 
@@ -46,7 +50,99 @@ impl Stored {
     }
 }
 
+/// A data directory from elsewhere on its way in. Whoever makes it has checked the names: relative,
+/// without `..`, each file in one of the folders, which come in an order in which they can be made.
+pub struct Incoming {
+    pub folders: Vec<String>,
+    /// Names and sizes in bytes, in the order of their bytes.
+    pub files: Vec<(String, u64)>,
+    pub bytes: Feed,
+}
+
+/// The bytes of all files, one after the other.
+pub struct Feed {
+    receiver: mpsc::Receiver<Bytes>,
+    left: Bytes,
+}
+
+/// The feed has ended before the last file had.
+#[derive(Debug)]
+pub(super) struct CutOff;
+
+impl Feed {
+    pub fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
+        Self { receiver, left: Bytes::new() }
+    }
+
+    /// Some of the next `most` bytes, which are not 0.
+    pub(super) async fn next(&mut self, most: u64) -> Result<Bytes, CutOff> {
+        while self.left.is_empty() {
+            self.left = self.receiver.recv().await.ok_or(CutOff)?;
+        }
+        Ok(self.take(most))
+    }
+
+    /// As [`Self::next`], in a thread that may block.
+    pub(super) fn blocking_next(&mut self, most: u64) -> Result<Bytes, CutOff> {
+        while self.left.is_empty() {
+            self.left = self.receiver.blocking_recv().ok_or(CutOff)?;
+        }
+        Ok(self.take(most))
+    }
+
+    fn take(&mut self, most: u64) -> Bytes {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.left.split_to(most.min(self.left.len()))
+    }
+}
+
+/// Takes a data directory, entry by entry, in a thread that may block. An error ends it.
+pub trait Outgoing: Send + 'static {
+    /// # Errors
+    /// Why it cannot be taken.
+    fn folder(&mut self, name: &str) -> std::io::Result<()>;
+
+    /// `content` has `size` bytes; what is not read of it is skipped.
+    ///
+    /// # Errors
+    /// Why it cannot be taken.
+    fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> std::io::Result<()>;
+}
+
 impl Engine {
+    /// Stops the server cleanly, takes its log of changes away (`pg_resetwal`) and hands its data
+    /// directory to `outgoing`, which comes back. The server stays down.
+    ///
+    /// # Errors
+    /// What cannot be stopped or read, or why `outgoing` did not take it.
+    pub async fn hand_out<O: Outgoing>(&self, ctx: &Context, outgoing: O) -> Result<O, Error> {
+        match self {
+            Self::Docker(engine) => engine.hand_out(ctx, outgoing).await,
+            Self::Native(engine) => engine.hand_out(ctx, outgoing).await,
+            Self::Embedded(engine) => engine.native(ctx).hand_out(ctx, outgoing).await,
+            Self::External(_) => Err(external()),
+        }
+    }
+
+    /// Takes a data directory in as the image `name`; whole or not there.
+    ///
+    /// # Errors
+    /// Why not; [`Error::NoPool`] where this engine has no place for it.
+    pub async fn receive(
+        &self,
+        ctx: &Context,
+        name: &str,
+        facts: &str,
+        incoming: Incoming,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.receive(ctx, name, facts, incoming).await,
+            Self::Native(engine) => engine.receive(ctx, name, facts, incoming).await,
+            Self::Embedded(engine) => engine.native(ctx).receive(ctx, name, facts, incoming).await,
+            Self::External(_) => Err(external()),
+        }
+    }
+
     /// Freezes the server's data as the image `name`. The server is down for a moment and comes up
     /// again, whether that went well or not.
     ///

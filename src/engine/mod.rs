@@ -27,7 +27,7 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
-pub use images::{Keep, Stored};
+pub use images::{Feed, Incoming, Keep, Outgoing, Stored};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;
@@ -38,6 +38,7 @@ use crate::pg::tools::Tools;
 use crate::pg::{Session, Target};
 
 /// What runs the server of an environment.
+#[derive(Clone)]
 pub enum Engine {
     Docker(DockerEngine),
     Native(NativeEngine),

@@ -36,7 +36,7 @@ pub enum Damage {
 }
 
 /// sha256 in lower-case hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
@@ -44,7 +44,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 pub(super) const SHORT_HASH: usize = 12;
 
 /// The beginning of a sha256, for names.
-pub(super) fn short_hash(bytes: &[u8]) -> String {
+pub(crate) fn short_hash(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes)[..SHORT_HASH / 2])
 }
 
@@ -129,20 +129,27 @@ pub(super) fn open_frame(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage>
     let Some(frame) = object.get(begin..end) else {
         return Err(Damage::StoredSize { found: object.len() as u64, needed: end as u64 });
     };
-    let broken = |error: std::io::Error| Damage::Frame { reason: error.to_string() };
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(broken)?;
-    decoder.window_log_max(WINDOW_LOG_MAX).map_err(broken)?;
-    // The manifest bounds the size, so a bomb costs no more than it says; one byte over is refused.
-    let mut plain = Vec::with_capacity(size(chunk.plain_size.min(64 * 1024 * 1024)) + 1);
-    decoder.take(chunk.plain_size.saturating_add(1)).read_to_end(&mut plain).map_err(broken)?;
-    if plain.len() as u64 != chunk.plain_size {
-        return Err(Damage::PlainSize { needed: chunk.plain_size });
-    }
+    let plain = decompress(frame, chunk.plain_size)?;
     let found = sha256(&plain);
     if found != chunk.plain_hash {
         return Err(Damage::PlainHash { found });
     }
     Ok(Bytes::from(plain))
+}
+
+/// The `needed` bytes of one frame, no more and no less: a bomb costs no more than it says.
+pub(crate) fn decompress(frame: &[u8], needed: u64) -> Result<Vec<u8>, Damage> {
+    let broken = |error: std::io::Error| Damage::Frame { reason: error.to_string() };
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(broken)?;
+    decoder.window_log_max(WINDOW_LOG_MAX).map_err(broken)?;
+    // One byte over is refused.
+    let room = usize::try_from(needed.min(64 * 1024 * 1024)).unwrap_or(usize::MAX);
+    let mut plain = Vec::with_capacity(room + 1);
+    decoder.take(needed.saturating_add(1)).read_to_end(&mut plain).map_err(broken)?;
+    if plain.len() as u64 != needed {
+        return Err(Damage::PlainSize { needed });
+    }
+    Ok(plain)
 }
 
 #[cfg(test)]

@@ -392,7 +392,7 @@ impl Chunk {
 }
 
 /// Ends a document with the sha256 of what stands before it, as its last field.
-fn seal(document: &mut Vec<u8>) {
+pub(crate) fn seal(document: &mut Vec<u8>) {
     let end = document.pop();
     debug_assert_eq!(end, Some(b'}'), "a struct is an object");
     let checksum = sha256(document);
@@ -402,7 +402,7 @@ fn seal(document: &mut Vec<u8>) {
 }
 
 /// The document without its checksum, which was found right.
-fn unsealed(bytes: &[u8]) -> Result<Vec<u8>, ManifestError> {
+pub(crate) fn unsealed(bytes: &[u8]) -> Result<Vec<u8>, ManifestError> {
     const HASH: usize = 64;
     let document = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     let sealed = document.strip_suffix(b"\"}").ok_or(ManifestError::Checksum)?;

@@ -8,7 +8,7 @@
 
 mod catalog;
 pub mod choose;
-mod chunk;
+pub(crate) mod chunk;
 pub(crate) mod compare;
 pub(crate) mod contents;
 mod crew;

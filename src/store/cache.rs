@@ -50,6 +50,11 @@ impl Cache {
         tokio::task::spawn_blocking(move || read(&path, &object)).await.ok()?
     }
 
+    /// Whether the object seems to be here; it is not read.
+    pub fn has(&self, object: &str) -> bool {
+        self.path(object).is_some_and(|path| path.is_file())
+    }
+
     /// Keeps a stored object. The caller has checked that `object` is its sha256.
     pub async fn put(&self, object: &str, bytes: &Bytes) {
         let Some(path) = self.path(object) else { return };

@@ -114,6 +114,8 @@ pub(super) enum Life {
     Kept,
     /// Until its standard input is closed; on the host's network.
     WhileAttached,
+    /// Until somebody removes it; what it reads is given by [`Client::feed`].
+    Fed,
 }
 
 /// Why a container did not start.
@@ -298,6 +300,7 @@ impl Client {
 
     async fn create_as_asked(&self, new: NewContainer) -> Result<String, bollard::errors::Error> {
         let attached = new.life == Life::WhileAttached;
+        let reads = attached || new.life == Life::Fed;
         let ports = new.port.map(|port| {
             let binding = PortBinding {
                 host_ip: Some("127.0.0.1".to_owned()),
@@ -331,9 +334,9 @@ impl Client {
             labels: Some(new.labels),
             // An image made by `docker import` cannot say so itself: fast shutdown.
             stop_signal: (!attached).then(|| "SIGINT".to_owned()),
-            attach_stdin: Some(attached),
-            open_stdin: Some(attached),
-            stdin_once: Some(attached),
+            attach_stdin: Some(reads),
+            open_stdin: Some(reads),
+            stdin_once: Some(reads),
             host_config: Some(HostConfig {
                 mounts: Some(new.volumes.into_iter().map(mount).collect()),
                 cap_add: Some(new.capabilities),
@@ -480,10 +483,28 @@ impl Client {
     /// Holds the standard input of a container that was made with [`Life::WhileAttached`]; call it
     /// before the container is started.
     pub async fn keep(&self, name: &str) -> Result<Keeper, Error> {
+        Ok(Keeper { _input: self.feed(name).await? })
+    }
+
+    /// The standard input of a container that reads one; call it before the container is started.
+    pub async fn feed(&self, name: &str) -> Result<Pin<Box<dyn AsyncWrite + Send>>, Error> {
         let options = AttachContainerOptionsBuilder::new().stdin(true).stream(true).build();
         let attached = self.docker.attach_container(name, Some(options)).await;
         let attached = attached.map_err(call(format!("attach to the container `{name}`")))?;
-        Ok(Keeper { _input: attached.input })
+        Ok(attached.input)
+    }
+
+    /// A folder of a container, running or not, as an archive in which its own name comes first.
+    pub fn download(
+        &self,
+        name: &str,
+        folder: &str,
+    ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + use<> {
+        let options = DownloadFromContainerOptionsBuilder::new().path(folder).build();
+        let docker = self.docker.clone().with_timeout(WORK);
+        docker
+            .download_from_container(name, Some(options))
+            .map_err(|error| std::io::Error::other(cause(&error)))
     }
 
     /// Asks the registry for an image without pulling it.

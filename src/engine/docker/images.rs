@@ -3,9 +3,9 @@
 use super::client::{Exec, VolumeMount};
 use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
-use super::{DockerEngine, label, pool_of};
+use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Keep, Shelf, Stored};
+use crate::engine::images::{Incoming, Keep, Outgoing, Shelf, Stored};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -34,6 +34,61 @@ impl DockerEngine {
         let server = self.answering(ctx, &mut state).await?;
         frozen?;
         Ok(server)
+    }
+
+    /// Stops the server, takes its log of changes away and hands the data directory out.
+    pub(in crate::engine) async fn hand_out<O: Outgoing>(
+        &self,
+        ctx: &Context,
+        outgoing: O,
+    ) -> Result<O, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        if pool_of(&state).is_some() {
+            let reason = "it lies in the pool".to_owned();
+            return Err(Error::DataUnusable { place: self.what(), reason });
+        }
+        let container = self.container().await?.ok_or_else(|| Error::DataUnusable {
+            place: self.what(),
+            reason: "it is gone".to_owned(),
+        })?;
+        self.checkpoint(&state, container.port).await;
+        super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
+        pool::reset_log(ctx, &self.client, &image, &self.name).await?;
+        let archive = self.client.download(&container.id, &image.data);
+        let reader = tokio_util::io::StreamReader::new(Box::pin(archive));
+        let reader = tokio_util::io::SyncIoBridge::new(reader);
+        let read = tokio::task::spawn_blocking(move || hand_out(reader, outgoing));
+        let read = super::ready::cancellable(ctx, read).await?;
+        read.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
+            Error::DockerCall {
+                action: format!("read the data of {}", self.what()),
+                reason: error.to_string(),
+            }
+        })
+    }
+
+    /// Takes a data directory in as an image of the pool, which is made where there is none.
+    pub(in crate::engine) async fn receive(
+        &self,
+        ctx: &Context,
+        name: &str,
+        facts: &str,
+        incoming: Incoming,
+    ) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let pool = match self.pool(ctx, &state, &image).await? {
+            Some(pool) => pool,
+            None => Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?,
+        };
+        let probe = pool::act(&self.hash, "probe", &[]);
+        pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await?;
+        let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
+        let bytes: u64 = incoming.files.iter().map(|(_, size)| size).sum();
+        let command = pool::act(&self.hash, "receive", &[name, &(bytes / 1024).to_string()]);
+        pool::act_fed(ctx, &self.client, &image, &pool, command, facts, (MARKER, &marker), incoming)
+            .await
     }
 
     /// Moves the data from its volume into the pool. Until the state says so the volume is the truth.
@@ -333,4 +388,26 @@ impl DockerEngine {
 /// A name for a new data directory of an environment.
 fn generation() -> String {
     format!("g-{}", super::clients::random_name())
+}
+
+/// Hands out what an archive of a data directory holds; its own name, which comes first, is left out.
+fn hand_out<O: Outgoing>(archive: impl std::io::Read, mut outgoing: O) -> std::io::Result<O> {
+    for entry in tar::Archive::new(archive).entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?.into_owned();
+        let Some(path) = path.to_str() else {
+            return Err(std::io::Error::other(format!("`{}` is no UTF-8", path.display())));
+        };
+        let Some((_, name)) = path.trim_end_matches('/').split_once('/') else { continue };
+        let (name, size) = (name.to_owned(), entry.size());
+        match entry.header().entry_type() {
+            tar::EntryType::Directory => outgoing.folder(&name)?,
+            tar::EntryType::Regular => outgoing.file(&name, size, &mut entry)?,
+            _ => {
+                let reason = "is neither a file nor a folder, so its data lies elsewhere";
+                return Err(std::io::Error::other(format!("`{name}` {reason}")));
+            }
+        }
+    }
+    Ok(outgoing)
 }

@@ -9,9 +9,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::client::{Client, NewContainer, StartFailure, VolumeMount};
+mod archive;
+
+use super::client::{Client, Life, NewContainer, StartFailure, VolumeMount};
 use super::{image::ServerImage, label};
 use crate::context::Context;
+use crate::engine::images::Incoming;
 use crate::engine::state::PoolState;
 use crate::engine::{Error, ready};
 
@@ -252,6 +255,57 @@ pub(super) async fn act_alone(
     run_as(ctx, client, image, &name, new, Vec::new()).await
 }
 
+/// As [`act_alone`], for an act that reads an archive: the folder `data` with what comes in, then
+/// `image.json`, without which the act takes nothing.
+pub(super) async fn act_fed(
+    ctx: &Context,
+    client: &Client,
+    image: &ServerImage,
+    pool: &Pool,
+    command: Vec<String>,
+    facts: &str,
+    marker: (&str, &str),
+    incoming: Incoming,
+) -> Result<(), Error> {
+    let name = format!("{}-act-{}", pool.name, super::clients::random_name());
+    let new = NewContainer {
+        name: name.clone(),
+        image: image.name.clone(),
+        labels: HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]),
+        entrypoint: command.first().map(|program| vec![program.clone()]),
+        cmd: command.into_iter().skip(1).collect(),
+        volumes: pool.volumes(),
+        life: Life::Fed,
+        ..NewContainer::default()
+    };
+    let id = client.create(new).await?;
+    let ran = async {
+        let input = client.feed(&id).await?;
+        client.start(&id).await.map_err(|failure| match failure {
+            StartFailure::Other(error) => error,
+            StartFailure::Port => no_pool("a helper has no port"),
+        })?;
+        // It may have ended early: then its own words are the reason.
+        let sent = ready::cancellable(ctx, archive::send(input, facts, marker, incoming)).await?;
+        let code = ready::cancellable(ctx, client.wait(&id)).await??;
+        match sent {
+            Err(archive::Unsent::CutOff) => Err(Error::DockerCall {
+                action: format!("receive data in the pool {}", pool.mounted),
+                reason: "it was cut off".to_owned(),
+            }),
+            Ok(()) | Err(archive::Unsent::NotRead) if code == 0 => Ok(()),
+            Ok(()) | Err(archive::Unsent::NotRead) => Err(Error::DockerCall {
+                action: format!("receive data in the pool {}", pool.mounted),
+                reason: client.last_lines(&id).await.join("; "),
+            }),
+        }
+    };
+    let ran = ran.await;
+    let removed = client.remove(&id).await;
+    ran?;
+    removed
+}
+
 fn no_pool(reason: &str) -> Error {
     Error::NoPool { reason: reason.to_owned() }
 }
@@ -405,6 +459,23 @@ async fn run(
     })
     .await??;
     run_made(ctx, client, &name, &id, files).await
+}
+
+/// Takes the log of changes away from a volume's data, whose server was stopped cleanly.
+pub(super) async fn reset_log(
+    ctx: &Context,
+    client: &Client,
+    image: &ServerImage,
+    volume: &str,
+) -> Result<(), Error> {
+    // It refuses root.
+    let text = "PROGRAM=\"$(command -v pg_resetwal)\" DATA=\"$1\" exec su -p -s /bin/sh postgres \
+        -c '\"$PROGRAM\" -D \"$DATA\"'";
+    let mount =
+        VolumeMount { volume: volume.to_owned(), target: image.mount.clone(), read_only: false };
+    let new = NewContainer { volumes: vec![mount], ..script(text, &[&image.data]) };
+    let name = format!("{volume}-log");
+    run_as(ctx, client, image, &name, new, Vec::new()).await.map(drop)
 }
 
 /// Runs a container to its end and removes it; returns what it wrote.

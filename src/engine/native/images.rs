@@ -4,16 +4,18 @@
 //! clone is whole under its name or not there; two renames make it live (`data` → `data.old`, the clone
 //! → `data`), and [`NativeEngine::recover`] takes the first one back when a run is killed between the two.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::process::Stdio;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{NativeEngine, remove_dir};
+use super::{MARKER, NativeEngine, remove_dir};
 use crate::context::Context;
-use crate::engine::images::{Keep, Stored};
+use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Stored};
 use crate::engine::place::{self, RunAs};
-use crate::engine::state;
 use crate::engine::{Error, Server};
+use crate::engine::{ready, state};
 
 const FACTS: &str = "image.json";
 
@@ -79,7 +81,8 @@ impl NativeEngine {
         fs_err::rename(&part, &image).map_err(Error::file("make", &image))
     }
 
-    /// Serves a clone of an image in place of the data.
+    /// Serves a clone of an image in place of the data; where copies cannot share blocks, the image
+    /// itself, which is then gone.
     pub(in crate::engine) async fn replace(
         &self,
         ctx: &Context,
@@ -88,17 +91,133 @@ impl NativeEngine {
     ) -> Result<Server, Error> {
         {
             let _lock = self.lock_images()?;
-            clone(&self.image(name).join("data"), &self.next(), self.user)?;
-            // Its age counts from here.
-            let facts = self.image(name).join(FACTS);
-            fs_err::File::options()
-                .append(true)
-                .open(&facts)
-                .and_then(|file| file.set_modified(std::time::SystemTime::now()))
-                .map_err(Error::file("touch", &facts))?;
+            let image = self.image(name);
+            if self.can_freeze().is_ok() {
+                clone(&image.join("data"), &self.next(), self.user)?;
+                // Its age counts from here.
+                let facts = image.join(FACTS);
+                fs_err::File::options()
+                    .append(true)
+                    .open(&facts)
+                    .and_then(|file| file.set_modified(std::time::SystemTime::now()))
+                    .map_err(Error::file("touch", &facts))?;
+            } else {
+                remove_dir(&self.next())?;
+                rename(&image.join("data"), &self.next())?;
+                remove_dir(&image)?;
+            }
         }
         self.carry_settings()?;
         self.turn(ctx, &self.next(), keep).await
+    }
+
+    /// Stops the server, takes its log of changes away and hands the data directory out.
+    pub(in crate::engine) async fn hand_out<O: Outgoing>(
+        &self,
+        ctx: &Context,
+        mut outgoing: O,
+    ) -> Result<O, Error> {
+        self.stop_for_images(ctx).await?;
+        let program = self.bin.dir.join("pg_resetwal");
+        let fail = |reason: String| Error::Program { program: program.to_string(), reason };
+        let output = self
+            .command("pg_resetwal")
+            .args(["-D", self.data().as_str()])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = ready::cancellable(ctx, output).await?.map_err(|e| fail(e.to_string()))?;
+        if !output.status.success() {
+            return Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+        }
+        let data = self.data();
+        let read = move || -> Result<O, Error> {
+            hand_out(&data, "", &mut outgoing)?;
+            Ok(outgoing)
+        };
+        let read = tokio::task::spawn_blocking(read);
+        read.await.map_err(|error| fail(error.to_string()))?
+    }
+
+    /// Takes a data directory in as an image.
+    pub(in crate::engine) async fn receive(
+        &self,
+        ctx: &Context,
+        name: &str,
+        facts: &str,
+        incoming: Incoming,
+    ) -> Result<(), Error> {
+        let (this, name, facts) = (self.clone(), name.to_owned(), facts.to_owned());
+        let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
+        let taken =
+            tokio::task::spawn_blocking(move || this.receive_now(&name, &facts, &marker, incoming));
+        taken.await.unwrap_or_else(|error| {
+            let path = self.images_dir.clone();
+            Err(Error::File { action: "write in", path, error: std::io::Error::other(error) })
+        })
+    }
+
+    fn receive_now(
+        &self,
+        name: &str,
+        facts: &str,
+        marker: &str,
+        mut incoming: Incoming,
+    ) -> Result<(), Error> {
+        fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
+        let part = self.image(&format!(".part.{}", self.hash));
+        remove_dir(&part)?;
+        let taken = self.receive_into(&part, facts, marker, &mut incoming);
+        if taken.is_err() {
+            let _ = remove_dir(&part);
+        }
+        taken?;
+        let _lock = self.lock_images()?;
+        let image = self.image(name);
+        remove_dir(&image)?;
+        fs_err::rename(&part, &image).map_err(Error::file("make", &image))
+    }
+
+    fn receive_into(
+        &self,
+        part: &Utf8Path,
+        facts: &str,
+        marker: &str,
+        incoming: &mut Incoming,
+    ) -> Result<(), Error> {
+        let data = part.join("data");
+        let make = |path: &Utf8Path| {
+            let mut builder = std::fs::DirBuilder::new();
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.create(path).map_err(Error::file("make", path))?;
+            place::give(path, self.user)
+        };
+        fs_err::create_dir_all(part).map_err(Error::file("make", part))?;
+        make(&data)?;
+        for folder in &incoming.folders {
+            make(&data.join(folder))?;
+        }
+        for (name, size) in &incoming.files {
+            let path = data.join(name);
+            let mut options = std::fs::OpenOptions::new();
+            let open = options.write(true).create_new(true).mode(0o600).open(&path);
+            let mut file = open.map_err(Error::file("make", &path))?;
+            let mut left = *size;
+            while left > 0 {
+                let bytes = incoming.bytes.blocking_next(left).map_err(|CutOff| {
+                    let error = std::io::ErrorKind::UnexpectedEof.into();
+                    Error::File { action: "receive", path: path.clone(), error }
+                })?;
+                file.write_all(&bytes).map_err(Error::file("write", &path))?;
+                left -= bytes.len() as u64;
+            }
+            place::give(&path, self.user)?;
+        }
+        let path = data.join(MARKER);
+        fs_err::write(&path, marker).map_err(Error::file("write", &path))?;
+        place::give(&path, self.user)?;
+        let path = part.join(FACTS);
+        fs_err::write(&path, facts).map_err(Error::file("write", &path))
     }
 
     /// What is set by hand on a server belongs to the environment, not to its image.
@@ -301,6 +420,32 @@ fn clone_dir(from: &Utf8Path, to: &Utf8Path, user: Option<RunAs>) -> Result<(), 
     std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700))
         .map_err(Error::file("close", to))?;
     place::give(to, user)
+}
+
+/// Hands a folder of a data directory out, and what is in it.
+fn hand_out(data: &Utf8Path, folder: &str, outgoing: &mut impl Outgoing) -> Result<(), Error> {
+    let dir = data.join(folder);
+    for entry in dir.read_dir_utf8().map_err(Error::file("read", &dir))? {
+        let entry = entry.map_err(Error::file("read", &dir))?;
+        let path = entry.path();
+        let name = match folder {
+            "" => entry.file_name().to_owned(),
+            folder => format!("{folder}/{}", entry.file_name()),
+        };
+        let metadata = path.symlink_metadata().map_err(Error::file("read", path))?;
+        if metadata.is_dir() {
+            outgoing.folder(&name).map_err(Error::file("hand out", path))?;
+            hand_out(data, &name, outgoing)?;
+        } else if metadata.is_file() {
+            let mut file = fs_err::File::open(path).map_err(Error::file("open", path))?;
+            let taken = outgoing.file(&name, metadata.len(), &mut file);
+            taken.map_err(Error::file("hand out", path))?;
+        } else {
+            let reason = "it is neither a file nor a folder, so its data lies elsewhere".to_owned();
+            return Err(Error::DataUnusable { place: path.to_string(), reason });
+        }
+    }
+    Ok(())
 }
 
 /// Bytes on the disk of everything below a folder.

@@ -16,6 +16,7 @@ mod killed_server;
 mod lend;
 mod many;
 mod nearest;
+mod published;
 mod reset;
 mod seed;
 mod snapshots;

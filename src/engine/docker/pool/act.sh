@@ -152,6 +152,24 @@ case "$act" in
     mv -T "$part" "$image"
     rm -rf "$frozen"/.gone.*
     ;;
+  # receive NAME KILOBYTES: data from elsewhere as an image; standard input is an archive of the folder
+  # `data` and, last, `image.json`.
+  receive)
+    room "$(($2 + spare))"
+    image="$frozen/$1"
+    rm -rf "$frozen"/.*."${env##*/}"
+    part="$frozen/.$1.${env##*/}"
+    trap 'rm -rf "$part"' EXIT
+    mkdir -p "$part"
+    tar -x -f - -C "$part"
+    [ -f "$part/image.json" ] || fail "the archive was cut off"
+    chown -R postgres:postgres "$part/data"
+    stopped_cleanly "$part/data"
+    lock_images -x
+    [ ! -d "$image" ] || mv -T "$image" "$frozen/.gone.${env##*/}.$$"
+    mv -T "$part" "$image"
+    rm -rf "$frozen"/.gone.*
+    ;;
   # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
   adopt)
     in_pool

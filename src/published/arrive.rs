@@ -1,0 +1,296 @@
+//! An image taken from the store: the server's data replaced by it.
+//!
+//! One that is exactly this checkout's becomes an image of this machine and is served as such. Where there
+//! is no database yet, one of an earlier checkout will do as well: its database becomes a scratch one,
+//! which is migrated before anybody sees it. Whatever is in the way is said, and the rows are loaded.
+
+use super::document::{self, Image, PREFIX};
+use super::platform::{self, Platform};
+use super::unpack::Source as Pieces;
+use super::{Error, estimate};
+use crate::ancestor;
+use crate::config::Published;
+use crate::context::Context;
+use crate::database::{self, Scratch};
+use crate::error;
+use crate::image;
+use crate::journeys::{self, Built, Ready, Site, Source, Wish};
+use crate::report::format;
+use crate::snapshot::manifest::Manifest;
+use crate::store::{Store, cache::Cache};
+
+/// What became of it.
+pub(crate) enum Arrival {
+    /// None is there, or none is to be taken.
+    None,
+    /// It is live.
+    Live(Box<Ready>),
+    /// It is migrated to where this checkout is, and to be swapped in.
+    Migrated(Box<Built>),
+}
+
+/// Takes the image of the source's snapshot, if there is one that fits and is faster than its rows.
+///
+/// # Errors
+/// What happened to the server; what is wrong with an image is a warning.
+pub(crate) async fn arrive(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Arrival, error::Error> {
+    let Source::Snapshot { store, manifest } = source else { return Ok(Arrival::None) };
+    let images = &ctx.config.images;
+    if !images.enabled || images.published == Published::Never || !site.server.started_by_us {
+        return Ok(Arrival::None);
+    }
+    let keys = journeys::published_keys(ctx, site, source, wish)?;
+    let found = ctx.until_cancelled(find(ctx, site, store, &manifest.id, &keys)).await;
+    let found = match found {
+        Ok(found) => found,
+        Err(error::Error::Interrupted) => return Err(error::Error::Interrupted),
+        // An account that may not read it, or a store that fails: the rows may be had all the same.
+        Err(error) => {
+            ctx.report.warn(format!("loading rows, no published image: {error}"));
+            return Ok(Arrival::None);
+        }
+    };
+    let Some((found, fit)) = found else { return Ok(Arrival::None) };
+    if let Some(why) = in_the_way(ctx, site, store, manifest, &found).await? {
+        ctx.report.note(format!("loading rows, not the published image {}: {why}", found.id));
+        return Ok(Arrival::None);
+    }
+    let name = match fit {
+        Fit::Exact => journeys::fingerprint(ctx, site, source, wish)?,
+        Fit::Nearest => format!("published-{}", found.id),
+    };
+    let facts = image::Facts::of_published(ctx, site.server.version_num, &found, &name, manifest);
+    let pieces = Pieces::new(ctx, store, &found);
+    let step = ctx.report.step("fetch and unpack the published image");
+    let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
+    match pieces.into_engine(ctx, &site.engine, &name, &facts, &step).await {
+        Ok(()) => step.done(format!(
+            "{}, {} of them from the store",
+            format::bytes(found.plain_bytes()),
+            format::bytes(pieces.downloaded())
+        )),
+        Err(error::Error::Interrupted) => return Err(error::Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            ctx.report.warn(format!("loading rows, the published image {}: {error}", found.id));
+            return Ok(Arrival::None);
+        }
+    }
+    match fit {
+        Fit::Exact => serve(ctx, site, source, wish, &found, &name).await,
+        Fit::Nearest => migrate(ctx, site, source, wish, &found, &name).await,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// A build of this checkout gives the same.
+    Exact,
+    /// The rest of the scripts has to run.
+    Nearest,
+}
+
+/// The newest exact one, else the nearest; says why there is none although images are there.
+async fn find(
+    ctx: &Context,
+    site: &Site,
+    store: &Store,
+    snapshot: &str,
+    keys: &journeys::PublishedKeys,
+) -> Result<Option<(Image, Fit)>, error::Error> {
+    let entries = store.list(&format!("{PREFIX}{snapshot}_")).await?;
+    let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    names.retain(|name| document::parse_name(name).is_some_and(|(of, _, _)| of == snapshot));
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let failed = |error| error::Error::Database {
+        what: "ask what this server's data is bound to".to_owned(),
+        error,
+    };
+    let here = Platform::of(&site.session).await.map_err(failed)?;
+    let available = platform::available_extensions(&site.session).await.map_err(failed)?;
+    // The newest first: a name ends with an id, which begins with its time.
+    names.sort_by_key(|name| {
+        std::cmp::Reverse(document::parse_name(name).map(|(_, _, id)| id.to_owned()))
+    });
+    let has_database = database::find(&site.session, &ctx.config.database.name).await?.is_some();
+    let (mut why, mut nearest) = (None, Vec::new());
+    for name in names {
+        let is_here = document::parse_name(name).is_some_and(|(_, of, _)| of == here.hash());
+        if !is_here {
+            why.get_or_insert_with(|| "it is of another kind of server or machine".to_owned());
+            continue;
+        }
+        let image = read(store, name).await?;
+        if image.database != ctx.config.database.name {
+            why.get_or_insert_with(|| format!("its database is `{}`", image.database));
+        } else if let Some(misfit) = image.platform.misfit(&here, &available) {
+            why.get_or_insert(misfit);
+        } else if image.build == keys.build {
+            return Ok(Some((image, Fit::Exact)));
+        } else if !has_database && image.base.is_some() && image.base == keys.base {
+            nearest.push(image);
+        } else {
+            why.get_or_insert_with(|| {
+                "it was built with other scripts, users files or settings".to_owned()
+            });
+        }
+    }
+    let past = |image: &Image| (image.applied.clone(), image.made_at);
+    if let Some(found) = ancestor::nearest(nearest, past, &ancestor::Here::new(ctx, &site.scripts))
+    {
+        ctx.report.note(found.note("published image"));
+        return Ok(Some((found.found, Fit::Nearest)));
+    }
+    let why = why.unwrap_or_else(|| "its scripts went another way".to_owned());
+    ctx.report.note(format!("loading rows, not a published image: {why}"));
+    Ok(None)
+}
+
+async fn read(store: &Store, name: &str) -> Result<Image, error::Error> {
+    let bytes = store.get(name, document::MAX_BYTES).await?;
+    let image =
+        Image::read(&bytes).map_err(|error| Error::Document { object: name.to_owned(), error })?;
+    if image.object() != name {
+        let error = crate::snapshot::manifest::ManifestError::Invalid {
+            reason: format!("its name, which would be `{}`", image.object()),
+        };
+        return Err(Error::Document { object: name.to_owned(), error }.into());
+    }
+    Ok(image)
+}
+
+/// Why the rows are loaded although the image fits.
+async fn in_the_way(
+    ctx: &Context,
+    site: &Site,
+    store: &Store,
+    manifest: &Manifest,
+    found: &Image,
+) -> Result<Option<String>, error::Error> {
+    let name = &ctx.config.database.name;
+    let shared = image::shared_with(&site.session, name, Some(&found.roles), "").await?;
+    if let Some(other) = shared {
+        return Ok(Some(format!("it would replace {other} as well")));
+    }
+    if ctx.config.images.published == Published::Always {
+        return Ok(None);
+    }
+    let pieces = Pieces::new(ctx, store, found);
+    let speed = match ctx.until_cancelled(pieces.speed()).await {
+        Ok(speed) => speed,
+        Err(error::Error::Interrupted) => return Err(error::Error::Interrupted),
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    let cache = Cache::open(ctx);
+    let mut objects: Vec<(&str, u64)> =
+        manifest.chunks().map(|chunk| (chunk.object.as_str(), chunk.stored_size)).collect();
+    objects.retain(|(object, _)| !cache.has(object));
+    let image = estimate::Work { missing: pieces.missing(), plain: found.plain_bytes() };
+    let rows = estimate::Work {
+        missing: objects.iter().map(|(_, size)| size).sum(),
+        plain: manifest.plain_bytes(),
+    };
+    if estimate::image_is_faster(image, rows, speed) {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "they come faster from here: {} to fetch instead of {}",
+        format::bytes(rows.missing),
+        format::bytes(image.missing)
+    )))
+}
+
+/// Serves it in place of the server's data.
+async fn serve(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+    found: &Image,
+    name: &str,
+) -> Result<Arrival, error::Error> {
+    if !replace(ctx, site, wish, found, name).await? {
+        return Ok(Arrival::None);
+    }
+    let database = ctx.config.database.name.clone();
+    let live = database::find(&site.session, &database).await?;
+    if let Some(marker) = live.and_then(|live| live.marker) {
+        let base = journeys::base(ctx, site, source, wish)?;
+        let marker = database::Marker {
+            fingerprint: Some(name.to_owned()),
+            base,
+            ..marker.cloned(marker.kind, database::MadeBy::Image)
+        };
+        database::set_marker(&site.session, &database, &marker).await?;
+    }
+    let origin = match source {
+        Source::Snapshot { manifest, .. } => Some(journeys::origin_of(manifest)),
+        Source::Files(_) | Source::Nothing => None,
+    };
+    let ready = journeys::ready(ctx, site, Vec::new(), found.schema_version.clone(), origin);
+    Ok(Arrival::Live(Box::new(ready)))
+}
+
+/// Serves it, takes its database out of sight and migrates it.
+async fn migrate(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+    found: &Image,
+    name: &str,
+) -> Result<Arrival, error::Error> {
+    let replaced = replace(ctx, site, wish, found, name).await?;
+    // Nobody can come back to it: it is no build of this checkout.
+    site.engine.drop_images(ctx, &[name]).await?;
+    if !replaced {
+        return Ok(Arrival::None);
+    }
+    let database = &ctx.config.database.name;
+    let mut scratch = Scratch::out_of_sight(&site.server, database).await?;
+    let names = scratch.names();
+    match ctx.until_cancelled(journeys::migrate_clone(ctx, site, &names)).await {
+        Ok((migrated, schema_version)) => {
+            scratch.set_fingerprint(&journeys::fingerprint(ctx, site, source, wish)?);
+            scratch.set_base(journeys::base(ctx, site, source, wish)?);
+            Ok(Arrival::Migrated(Box::new(Built { scratch, migrated, schema_version })))
+        }
+        Err(error) => Err(journeys::given_up(ctx, scratch, error).await),
+    }
+}
+
+/// `false`: it could not be served, which was said, and the old data is.
+async fn replace(
+    ctx: &Context,
+    site: &mut Site,
+    wish: &Wish,
+    found: &Image,
+    name: &str,
+) -> Result<bool, error::Error> {
+    let database = ctx.config.database.name.clone();
+    let ended = database::sessions(&site.session, &database).await.map_err(error::Error::Server)?;
+    let step = ctx.report.step("serve it");
+    match site.engine.replace(ctx, name, wish.keep).await {
+        Ok(server) => {
+            database::note_ended(ctx, ended, &database);
+            site.move_to(ctx, server).await?;
+            step.done("");
+            Ok(true)
+        }
+        Err(_) if ctx.cancel.is_cancelled() => Err(error::Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            ctx.report.warn(format!("loading rows, the published image {}: {error}", found.id));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            Ok(false)
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What a machine knows and nobody else may: taken out of a server before its data is published.
+//!
+//! The rows are those of the snapshot. What the build has added: passwords, as verifiers in the catalog
+//! and what statistics and dead rows keep of them. The server's log of changes goes with
+//! `pg_resetwal`, settings and logs stay behind ([`super::files`]).
+
+use crate::connect;
+use crate::engine::Server;
+use crate::error::Error;
+use crate::pg::{Session, quote};
+
+/// Takes passwords away, and every trace of them. Nobody can log in afterwards but those who are in.
+///
+/// # Errors
+/// What the server said.
+pub(super) async fn scrub(server: &Server) -> Result<(), Error> {
+    let failed =
+        |error| Error::Database { what: "take the passwords out of the image".to_owned(), error };
+    let session = connect::session(&server.admin).await?;
+    let sql = "select datname::text from pg_database where datallowconn order by 1";
+    let databases = session.query(sql, &[]).await.map_err(failed)?;
+    let mut sessions: Vec<Session> = Vec::new();
+    for row in &databases {
+        let name: String = row.get(0);
+        sessions.push(connect::session(&server.admin.with_database(&name)).await?);
+    }
+    let sql = "select rolname::text from pg_authid where rolpassword is not null";
+    for row in session.query(sql, &[]).await.map_err(failed)? {
+        let role = quote::ident(row.get(0));
+        session.batch(&format!("alter role {role} password null")).await.map_err(failed)?;
+    }
+    // Statistics hold values of columns, and a whole rewrite leaves no dead rows.
+    for session in sessions {
+        session.batch("analyze pg_catalog.pg_authid").await.map_err(failed)?;
+        session.batch("vacuum full pg_catalog.pg_statistic").await.map_err(failed)?;
+        session.close().await;
+    }
+    session.batch("vacuum full pg_catalog.pg_authid").await.map_err(failed)?;
+    session.batch("checkpoint").await.map_err(failed)?;
+    session.close().await;
+    Ok(())
+}

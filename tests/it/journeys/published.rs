@@ -1,0 +1,322 @@
+//! Published images: made once, taken by everybody whose server and checkout they fit.
+//!
+//! The shops are small, so that their rows would always be faster: `images.published = "always"`.
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use super::images::{in_docker, native_with_reflinks, shell, use_it};
+use super::{Project, docker_is_here};
+use crate::harness::postgres::{newest_bin_dir, query_text};
+use crate::harness::{Run, unique};
+
+const TAKEN: &str = "fetch and unpack the published image";
+
+fn images_on(project: &mut Project, published: &str) {
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", published);
+}
+
+/// A project of the same team: its store is the one of `of`.
+fn newcomer(of: &Project, engine: &str, published: &str) -> Project {
+    let mut project = Project::on_its_own(engine);
+    images_on(&mut project, published);
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(of).as_str());
+    project
+}
+
+fn native() -> String {
+    format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display())
+}
+
+fn store_of(project: &Project) -> Utf8PathBuf {
+    project.sandbox.project().join("seed/snapshots")
+}
+
+fn make(project: &Project) -> serde_json::Value {
+    project.run(&["snapshot", "image", "latest", "--json"]).succeeds().json()
+}
+
+fn took(run: &Run) {
+    assert!(run.stderr.contains(TAKEN), "{}", run.stderr);
+    assert!(!run.stderr.contains("load rows"), "{}", run.stderr);
+}
+
+fn did_not(run: &Run, why: &str) {
+    assert!(!run.stderr.contains(TAKEN), "{}", run.stderr);
+    assert!(run.stderr.contains(why), "{}", run.stderr);
+}
+
+/// A maker with its snapshot and image, and what rows give.
+async fn published() -> (Project, String) {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let made = make(&maker);
+    assert_eq!(made["schema_version"], "2");
+    maker.run(&["up"]).succeeds();
+    let contents = maker.contents().await;
+    (maker, contents)
+}
+
+/// Every file of an image, as its pieces hold it.
+fn unpacked(store: &Utf8Path) -> Vec<(String, Vec<u8>)> {
+    let document = shell(&format!("ls {store}/images/*.json"));
+    let image = fs_err::read(document).expect("one image");
+    let image = seedbed::published::Image::read(&image).expect("an image");
+    let mut bytes = Vec::new();
+    for piece in &image.pieces {
+        let stored = fs_err::read(store.join(image.object_of(piece))).expect("a piece");
+        bytes.extend(zstd::decode_all(stored.as_slice()).expect("a frame"));
+    }
+    let mut rest = bytes.as_slice();
+    let mut files = Vec::new();
+    for file in &image.files {
+        let (content, behind) = rest.split_at(usize::try_from(file.size).expect("small"));
+        files.push((file.name.clone(), content.to_vec()));
+        rest = behind;
+    }
+    assert!(rest.is_empty());
+    files
+}
+
+fn contains(bytes: &[u8], words: &str) -> bool {
+    bytes.windows(words.len()).any(|window| window == words.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_takes_the_image_on_any_file_system_and_gets_what_rows_give() {
+    let (maker, contents) = published().await;
+    let project = newcomer(&maker, &native(), "always");
+    let up = project.run(&["up"]).succeeds();
+    took(&up);
+    assert_eq!(project.contents().await, contents);
+    project.run(&["users", "check"]).succeeds();
+    project.run(&["validate"]).succeeds();
+    let url = project.run(&["url"]).succeeds().stdout;
+    // The accounts have the passwords of this checkout.
+    let reader = project.live().with_user(&project.reader, Some("reader word".into()));
+    assert_eq!(query_text(&reader, "select count(*) from shop.item").await, "5000");
+
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    if !reset.stderr.contains("serve a clone of the image") {
+        // Without shared blocks the image went into the data: it is taken once more, from the cache.
+        took(&reset);
+        assert!(reset.stderr.contains("0 B of them from the store"), "{}", reset.stderr);
+    }
+    assert_eq!(project.contents().await, contents);
+    assert_eq!(project.run(&["url"]).succeeds().stdout, url);
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains("a clone of the image built 2"), "{status}");
+
+    // What is kept comes back.
+    use_it(&project).await;
+    let mine = project.contents().await;
+    project.run(&["reset", "--keep"]).succeeds();
+    assert_eq!(project.contents().await, contents);
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, mine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_machine_that_made_it_is_in_an_image() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    make(&maker);
+    let files = unpacked(&store_of(&maker));
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.contains(&"global/pg_control"), "{names:?}");
+    let segments = names.iter().filter(|name| name.starts_with("pg_wal/")).count();
+    assert_eq!(segments, 1, "one new segment of the log: {names:?}");
+    for (name, bytes) in &files {
+        for secret in ["SCRAM-SHA-256$", "owner word", "reader word", "superuser word"] {
+            assert!(!contains(bytes, secret), "{secret} is in {name}");
+        }
+        let path = maker.sandbox.project();
+        assert!(!contains(bytes, path.as_str()), "the maker's folder is in {name}");
+    }
+    let of_machine = |name: &&str| name.ends_with(".conf") || name.contains("pg_stat/");
+    assert_eq!(names.iter().copied().find(|name| of_machine(&name)), None);
+    // Its scratch server is gone, and its own database was never touched.
+    assert!(!maker.sandbox.project().join(".seedbed/image/.seedbed/native").exists());
+    maker.run(&["url"]).exits(4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_rows_come_faster_they_are_loaded_and_it_is_said() {
+    let (maker, contents) = published().await;
+    let project = newcomer(&maker, &native(), "auto");
+    let up = project.run(&["up"]).succeeds();
+    did_not(&up, "loading rows, not the published image");
+    assert!(up.stderr.contains("they come faster from here"), "{}", up.stderr);
+    assert_eq!(project.contents().await, contents);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    fs_err::remove_file(maker.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    make(&maker);
+    let project = newcomer(&maker, &native(), "always");
+    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    // A script that fails leaves no database, as in a build.
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text); select 1 / 0;");
+    let up = project.run(&["up"]).exits(6);
+    assert!(up.stderr.contains("V3__notes.sql"), "{}", up.stderr);
+    assert_eq!(project.databases().await, Vec::<String>::new());
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let up = project.run(&["up"]).succeeds();
+    took(&up);
+    assert!(up.stderr.contains("from the published image of"), "{}", up.stderr);
+    assert!(up.stderr.contains("1 script to go"), "{}", up.stderr);
+    assert_eq!(project.text("select count(*) from shop.note").await, "0");
+    project.run(&["validate"]).succeeds();
+    // Where there is a database the exact one is wanted: a reset is a build, or its clone.
+    use_it(&project).await;
+    let reset = project.run(&["reset", "--set", "images.kind=template"]).succeeds();
+    assert!(!reset.stderr.contains(TAKEN), "{}", reset.stderr);
+    let mut rows = newcomer(&maker, &native(), "never");
+    fs_err::remove_file(rows.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    rows.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    images_on(&mut rows, "never");
+    rows.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, rows.contents().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_in_the_way_is_said_and_the_rows_are_loaded() {
+    let (maker, contents) = published().await;
+    let store = store_of(&maker);
+    // Another script.
+    let project = newcomer(&maker, &native(), "always");
+    project.sandbox.write("sql/R__totals.sql", "create view shop.totals as select 1 as one;");
+    did_not(&project.run(&["up"]).succeeds(), "it was built with other scripts");
+
+    // A piece that is damaged, then one that is missing.
+    let piece = shell(&format!("find {store}/images -mindepth 2 -type f | sort | head -n 1"));
+    let whole = fs_err::read(&piece).expect("readable");
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    let loaded = |run: &Run, why: &str| {
+        assert!(run.stderr.contains("loading rows, the published image"), "{}", run.stderr);
+        assert!(run.stderr.contains(why), "{}", run.stderr);
+    };
+    let project = newcomer(&maker, &native(), "always");
+    fs_err::write(&piece, &flipped).expect("writable");
+    loaded(&project.run(&["up"]).succeeds(), "its sha256 is");
+    assert_eq!(project.contents().await, contents);
+    let project = newcomer(&maker, &native(), "always");
+    fs_err::remove_file(&piece).expect("is there");
+    loaded(&project.run(&["up"]).succeeds(), "images/");
+    assert_eq!(project.contents().await, contents);
+    fs_err::write(&piece, &whole).expect("writable");
+
+    // A document that was changed.
+    let document = Utf8PathBuf::from(shell(&format!("ls {store}/images/*.json")));
+    let text = fs_err::read_to_string(&document).expect("readable");
+    fs_err::write(&document, text.replacen("PG_VERSION", "../VERSION", 1)).expect("writable");
+    let project = newcomer(&maker, &native(), "always");
+    let up = project.run(&["up"]).succeeds();
+    did_not(&up, "loading rows, no published image");
+    assert_eq!(project.contents().await, contents);
+    fs_err::write(&document, &text).expect("writable");
+
+    // What the server holds beside the database would go.
+    let project = newcomer(&maker, &native(), "always");
+    project.run(&["up", "--seed", "none"]).succeeds();
+    crate::harness::postgres::run_sql(&project.admin(), "create database other_data").await;
+    let reset = project.run(&["reset"]).succeeds();
+    did_not(&reset, "it would replace database `other_data` as well");
+    assert_eq!(project.contents().await, contents);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_go_with_their_snapshots_and_older_ones_of_a_kind_before() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let (first, second) = (make(&maker), make(&maker));
+    let documents = || {
+        let listed = shell(&format!("find {}/images -name '*.json'", store_of(&maker)));
+        listed.lines().filter(|line| !line.is_empty()).count()
+    };
+    assert_eq!(documents(), 2);
+    let shown = maker.run(&["snapshot", "prune"]).succeeds().stdout;
+    assert!(shown.contains("images: 1 to be removed"), "{shown}");
+    assert_eq!(documents(), 2, "only shown");
+    maker.run(&["snapshot", "prune", "--yes"]).succeeds();
+    assert_eq!(documents(), 1);
+    let id = |made: &serde_json::Value| made["id"].as_str().expect("an id").to_owned();
+    let kept = shell(&format!("find {}/images -mindepth 2 -type f", store_of(&maker)));
+    assert!(kept.contains(&id(&second)) && !kept.contains(&id(&first)), "{kept}");
+    let snapshot = second["snapshot"].as_str().expect("an id").to_owned();
+    maker.run(&["snapshot", "delete", &snapshot, "--yes"]).succeeds();
+    assert_eq!(documents(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn natively_an_image_is_shared_where_copies_share_blocks() {
+    let (maker, contents) = published().await;
+    let Some(mut project) = native_with_reflinks().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.contents().await, contents);
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, contents);
+}
+
+/// Of one major version and one distribution: what Debian's packages gave natively and in a container.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_and_native_take_each_others_images() {
+    if !docker_is_here() {
+        return;
+    }
+    let engine = format!("kind = \"docker\"\nimage = \"postgres:{}\"\n", native_major());
+    let (maker, contents) = published().await;
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", &format!("postgres:{}", native_major()));
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.contents().await, contents);
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, contents);
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
+
+    // And the other way round.
+    let mut maker = Project::on_its_own(&engine).with_snapshot().await;
+    images_on(&mut maker, "never");
+    maker.sandbox.set("SEEDBED_IMAGES_POOL", &unique("seedbed-test-pool"));
+    make(&maker);
+    let path = maker.sandbox.project();
+    let left = format!("docker ps -aq --filter label=seedbed.path={path}/.seedbed/image");
+    assert_eq!(shell(&left), "", "the scratch server is gone");
+    let project = newcomer(&maker, &native(), "always");
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.contents().await, contents);
+}
+
+fn native_major() -> String {
+    let bin_dir = newest_bin_dir();
+    let version = shell(&format!("{}/postgres --version", bin_dir.display()));
+    let number = version.rsplit("(PostgreSQL) ").next().expect("its version").to_owned();
+    number.split('.').next().expect("a major version").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_job_publishes_an_image_with_the_snapshot() {
+    let project = Project::native().with_snapshot().await;
+    project.run(&["up"]).succeeds();
+    let created = project.run(&["snapshot", "create", "--image", "--json"]).succeeds().json();
+    assert_eq!(created["image"]["snapshot"], created["id"]);
+    assert_eq!(created["image"]["schema_version"], "2");
+    let wrong = ["snapshot", "create", "--image", "--image-env", "nowhere"];
+    let run = project.run(&wrong).exits(3);
+    assert!(run.stderr.contains("nowhere"), "{}", run.stderr);
+}
