@@ -16,6 +16,7 @@ mod native;
 pub(crate) mod place;
 mod port;
 pub(crate) mod ready;
+pub(crate) mod room;
 mod settings;
 pub(crate) mod state;
 

@@ -309,9 +309,14 @@ impl DockerEngine {
         if output.status == 0 {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(Error::DockerCall {
+        let error = Error::DockerCall {
             action: format!("{act} in {}", self.what()),
             reason: String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "),
+        };
+        let pool = here.labels.get(label::POOL).and_then(|label| Pool::from_label(label));
+        Err(match pool {
+            Some(pool) => pool.explain(error),
+            None => error,
         })
     }
 

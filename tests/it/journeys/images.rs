@@ -24,13 +24,18 @@ pub(super) async fn in_docker() -> Option<(Project, String)> {
     if !docker_is_here() {
         return None;
     }
-    let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     let pool = unique("seedbed-test-pool");
+    Some((in_pool(&pool).await, pool))
+}
+
+/// A project whose server runs in Docker and shares this pool.
+pub(super) async fn in_pool(pool: &str) -> Project {
+    let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
-    project.sandbox.set("SEEDBED_IMAGES_POOL", &pool);
+    project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
-    Some((project, pool))
+    project
 }
 
 /// A folder on a file system with reflinks, made once.

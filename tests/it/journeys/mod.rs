@@ -16,6 +16,7 @@ mod killed_server;
 mod lend;
 mod many;
 mod nearest;
+mod pool_full;
 mod reset;
 mod seed;
 mod snapshots;

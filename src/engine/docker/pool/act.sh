@@ -47,15 +47,41 @@ in_pool() {
   [ -d "$root/envs" ] || fail "the pool is gone"
 }
 
-# room KILOBYTES: in the pool, and where its file lies.
+free_in() {
+  df -Pk "$1" | tail -n 1 | awk '{ print $4 }'
+}
+
+# The pool's file takes its place on the disk below only as it is written. Without this its file system
+# would promise more than that disk has, and what does not fit there is lost without a word: the kernel
+# fails the write when the server has long been told that it is done. So what the disk below has not is
+# taken up by a file that nothing is ever written to, and whoever wants too much is told at once.
+ballast() {
+  [ -d "$files" ] || return 0
+  exec 7>"$root/.ballast.lock"
+  # Somebody else does it.
+  flock -n 7 || return 0
+  taken=0
+  [ ! -f "$root/.ballast" ] || taken=$(du -k "$root/.ballast" | cut -f 1)
+  wanted=$(($(free_in "$root") + taken - ($(free_in "$files") - reserve)))
+  [ "$wanted" -gt 0 ] || wanted=0
+  if [ "$wanted" -lt "$taken" ]; then
+    truncate -s "${wanted}K" "$root/.ballast"
+  elif [ "$wanted" -gt "$taken" ]; then
+    fallocate -l "${wanted}K" "$root/.ballast"
+  fi
+  exec 7>&-
+}
+
+# room KILOBYTES: on the disk below, where the pool's file lies, and in the pool.
 room() {
-  for place in "$root" "$files"; do
-    [ -d "$place" ] || continue
-    free=$(df -Pk "$place" | tail -n 1 | awk '{ print $4 }')
-    name="the pool"
-    [ "$place" = "$root" ] || name="the file system that holds the pool"
-    [ "$free" -ge "$1" ] || fail "no space: $name has $((free / 1024)) MB left of $(($1 / 1024)) MB that are needed"
-  done
+  if [ -d "$files" ]; then
+    free=$(($(free_in "$files") - reserve))
+    [ "$free" -ge "$1" ] || fail "no space below: $((free / 1024)) MB can be used, $(($1 / 1024)) MB are needed"
+  fi
+  # A disk that is nearly full is no reason not to try.
+  (ballast) || true
+  free=$(free_in "$root")
+  [ "$free" -ge "$1" ] || fail "no space: $((free / 1024)) MB are left, $(($1 / 1024)) MB are needed"
 }
 
 # Stops the server of this container, if it is one, and keeps it down until this script has ended.
@@ -84,7 +110,8 @@ release() {
 # A copy of a data directory that shares its blocks; whole or not there.
 clone() {
   rm -rf "$2" "$2.part"
-  cp -a --reflink=always "$1" "$2.part"
+  # What fails for want of room leaves none of it taken.
+  cp -a --reflink=always "$1" "$2.part" || { rm -rf "$2.part"; exit 1; }
   rm -f "$2.part/postmaster.pid" "$2.part/postmaster.opts"
   mv "$2.part" "$2"
 }
@@ -120,6 +147,8 @@ carry_settings() {
   done
 }
 
+# What the disk below needs for itself, and what others write to it until somebody looks again.
+reserve=262144
 # A clone needs next to nothing; a server that is given no more than that cannot work.
 spare=131072
 
