@@ -10,16 +10,16 @@ use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::{self, strace};
 
 /// A debug build's reset takes some seconds on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a kill may find.
-struct Contents {
-    clean: String,
-    used: String,
+pub(super) struct Contents {
+    pub clean: String,
+    pub used: String,
 }
 
 /// A project with an image, in use.
-async fn ready(project: &Project) -> Contents {
+pub(super) async fn ready(project: &Project) -> Contents {
     project.run(&["up"]).succeeds();
     let clean = project.contents().await;
     use_it(project).await;

@@ -8,6 +8,7 @@
 
 mod branches;
 mod ci;
+mod daemon_restarts;
 mod disk_full;
 mod engines;
 mod image_kills;
