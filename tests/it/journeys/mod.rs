@@ -8,6 +8,7 @@
 
 mod branches;
 mod ci;
+mod connections;
 mod daemon_restarts;
 mod disk_full;
 mod engines;
