@@ -130,6 +130,12 @@ impl NativeEngine {
     }
 
     pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
+        self.ensure_on(ctx, false).await
+    }
+
+    /// `was_ours`: the server was stopped a moment ago. It takes its lock file away before it has left
+    /// its port.
+    async fn ensure_on(&self, ctx: &Context, was_ours: bool) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         if let Some(port) = self.serving() {
             return self.connect_to(ctx, &mut state, port).await;
@@ -146,7 +152,7 @@ impl NativeEngine {
         };
         state.set_password(&password);
         let remembered = state.native.as_ref().map(|native| native.port);
-        let port = self.free_port(remembered)?;
+        let port = port::choose(ctx, self.port, remembered, was_ours).await?;
         state.native = Some(NativeState { data: self.data(), port, bin_dir: self.bin.dir.clone() });
         state.kind = Some(self.kind);
         state::write(ctx, &state)?;
@@ -157,16 +163,6 @@ impl NativeEngine {
         let server = self.connect_to(ctx, &mut state, port).await?;
         step.done(format!("{} on port {port}", self.bin.major));
         Ok(server)
-    }
-
-    fn free_port(&self, remembered: Option<u16>) -> Result<u16, Error> {
-        match self.port {
-            Some(port) if !port::is_free(port) => {
-                Err(Error::PortTaken { port, by: port::taken_by(port) })
-            }
-            Some(port) => Ok(port),
-            None => port::find(remembered),
-        }
     }
 
     pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
