@@ -141,6 +141,7 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
     let name = ctx.config.database.name.clone();
     database::replaceable(&site.session, &name).await?;
     let step = ctx.report.step("bring the last database back");
+    let calm = ctx.uninterrupted();
     if !database::bring_back(ctx, &site.session, &name).await? {
         if site.server.started_by_us
             && let Some(other) = image::shared_with(&site.session, &name, None, "").await?
@@ -153,8 +154,10 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
         let sessions = sessions(&site.session, &name).await?;
         let server = site.engine.undo_replace(ctx).await?;
         database::note_ended(ctx, sessions, &name);
-        site.move_to(ctx, server).await?;
+        site.move_to(&calm, server).await?;
     }
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &calm;
     step.done("");
     let target = connect::owner(ctx, &site.server, &name);
     let version = migrate::info(ctx, &target, &site.scripts).await?.schema_version;
@@ -727,6 +730,8 @@ async fn from_image(
     let sessions = sessions(&site.session, &name).await?;
     let step = ctx.report.step("serve a clone of the image");
     let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
     site.move_to(ctx, server).await?;
     database::renew(&site.session, &name).await?;

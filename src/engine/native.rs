@@ -336,8 +336,22 @@ impl NativeEngine {
                 self.reset_password(password).await?;
                 Box::pin(self.start(ctx, port, password)).await
             }
+            Err(Error::Interrupted) => {
+                // It may be too young to have a lock file, by which others would find it.
+                self.end(&mut child).await;
+                Err(Error::Interrupted)
+            }
             other => other,
         }
+    }
+
+    /// Ends a server that we have just started, and waits for its end.
+    async fn end(&self, child: &mut tokio::process::Child) {
+        let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+        let pid = nix::unistd::Pid::from_raw(pid);
+        // A fast shutdown, as by `pg_ctl stop -m fast`. One that has ended by itself needs none.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+        let _ = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
     }
 
     /// Sets the superuser's password while no server runs, in single-user mode.

@@ -30,9 +30,10 @@ impl DockerEngine {
         }
         self.sweep_volume(&state).await?;
         let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
-        // Frozen or not, the server comes up again.
-        let server = self.answering(ctx, &mut state).await?;
+        // Frozen or not, and whatever the user asks for, the server comes up again.
+        let server = self.answering(&ctx.uninterrupted(), &mut state).await?;
         frozen?;
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         Ok(server)
     }
 
@@ -46,11 +47,11 @@ impl DockerEngine {
         let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
         let container = self.container().await?;
-        if let Some(container) = &container {
-            super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
-        }
         let before = state.clone();
         let moved = async {
+            if let Some(container) = &container {
+                super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
+            }
             let volume = VolumeMount {
                 volume: self.name.clone(),
                 target: image.mount.clone(),
@@ -76,7 +77,7 @@ impl DockerEngine {
                 }
                 *state = before;
                 let container = self.container().await?;
-                self.start(ctx, state, image, container).await?;
+                self.start(&ctx.uninterrupted(), state, image, container).await?;
                 Err(error)
             }
         }
@@ -158,11 +159,13 @@ impl DockerEngine {
         let mut state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         self.sweep_volume(&state).await?;
+        // Data that is whole is served when this returns, also where the user has asked to stop.
+        let calm = &ctx.uninterrupted();
         let old = match self.act(ctx, &state, &image, act, arguments).await {
             Ok(old) => old,
             Err(error) => {
-                // It may have stopped the server; whatever it has done, data that is whole is served.
-                self.answering(ctx, &mut state).await?;
+                // It may have stopped the server.
+                self.answering(calm, &mut state).await?;
                 return Err(error);
             }
         };
@@ -170,15 +173,14 @@ impl DockerEngine {
         match self.answering(ctx, &mut state).await {
             Ok(server) => {
                 let kept = if keep == Keep::Yes { old } else { "" };
-                self.act(ctx, &state, &image, "settle", &[kept]).await?;
+                self.act(calm, &state, &image, "settle", &[kept]).await?;
                 Ok(server)
             }
-            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 // The first error is the one that counts; the old data is served again.
-                self.act(ctx, &state, &image, "switch", &[old]).await?;
-                self.answering(ctx, &mut state).await?;
-                self.act(ctx, &state, &image, "unwind", &[]).await?;
+                self.act(calm, &state, &image, "switch", &[old]).await?;
+                self.answering(calm, &mut state).await?;
+                self.act(calm, &state, &image, "unwind", &[]).await?;
                 Err(error)
             }
         }

@@ -53,11 +53,22 @@ impl NativeEngine {
         facts: &str,
     ) -> Result<Server, Error> {
         self.can_freeze()?;
-        self.stop_for_images(ctx).await?;
-        let frozen = self.freeze_stopped(name, facts);
-        let server = self.ensure(ctx).await?;
+        let frozen = match self.stop_for_images(ctx).await {
+            Ok(()) => self.freeze_stopped(name, facts),
+            Err(error) => Err(error),
+        };
+        let server = self.serve_again(ctx).await?;
         frozen?;
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         Ok(server)
+    }
+
+    /// Serves the data, whatever has happened, also where the user has asked to stop.
+    async fn serve_again(&self, ctx: &Context) -> Result<Server, Error> {
+        let calm = ctx.uninterrupted();
+        // One whose stop was cut off is on its way down.
+        self.stop_for_images(&calm).await?;
+        self.ensure_on(&calm, true).await
     }
 
     fn freeze_stopped(&self, name: &str, facts: &str) -> Result<(), Error> {
@@ -131,13 +142,15 @@ impl NativeEngine {
         self.turn(ctx, &self.kept(), Keep::Yes).await
     }
 
-    /// Makes the folder `from` the data. Where it does not start, the old data is served again.
+    /// Makes the folder `from` the data. Where it does not start, or the user asks to stop before it has,
+    /// the old data is served again.
     async fn turn(&self, ctx: &Context, from: &Utf8Path, keep: Keep) -> Result<Server, Error> {
-        self.stop_for_images(ctx).await?;
-        self.settle_old()?;
-        rename(&self.data(), &self.old())?;
-        rename(from, &self.data())?;
-        match self.ensure(ctx).await {
+        if let Err(error) = self.put_in_place(ctx, from).await {
+            // Between the two renames the old data comes back by itself.
+            self.serve_again(ctx).await?;
+            return Err(error);
+        }
+        match self.ensure_on(ctx, true).await {
             Ok(server) => {
                 match keep {
                     Keep::Yes => self.settle_old()?,
@@ -148,15 +161,21 @@ impl NativeEngine {
                 }
                 Ok(server)
             }
-            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                self.stop_for_images(ctx).await?;
+                self.stop_for_images(&ctx.uninterrupted()).await?;
                 rename(&self.data(), from)?;
                 rename(&self.old(), &self.data())?;
-                self.ensure(ctx).await?;
+                self.serve_again(ctx).await?;
                 Err(error)
             }
         }
+    }
+
+    async fn put_in_place(&self, ctx: &Context, from: &Utf8Path) -> Result<(), Error> {
+        self.stop_for_images(ctx).await?;
+        self.settle_old()?;
+        rename(&self.data(), &self.old())?;
+        rename(from, &self.data())
     }
 
     /// What a run that was cut off after both renames has left: it was replaced last, and is kept.

@@ -12,6 +12,7 @@ mod connections;
 mod daemon_restarts;
 mod disk_full;
 mod engines;
+mod image_interrupts;
 mod image_kills;
 mod images;
 mod killed_server;
