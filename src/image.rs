@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::database::{self, Kind, Origin};
 use crate::engine::{Engine, Server, Stored};
 use crate::error::Error;
+use crate::lock;
 use crate::pg::Session;
 
 const FORMAT: u32 = 1;
@@ -78,6 +79,33 @@ pub(crate) async fn shared_with(
     }
 }
 
+/// The same, and nobody lends a copy from now on until the session ends: what is lent after this look
+/// would go with the data, or be frozen with it. Where the server is shared lending goes on.
+pub(crate) async fn held_with(
+    session: &Session,
+    name: &str,
+    roles: Option<&[String]>,
+) -> Result<Option<String>, Error> {
+    alone(session, name, async || shared_with(session, name, roles, "").await).await
+}
+
+/// Looks while nobody lends; what is found lets lending go on.
+pub(crate) async fn alone(
+    session: &Session,
+    name: &str,
+    look: impl AsyncFn() -> Result<Option<String>, Error>,
+) -> Result<Option<String>, Error> {
+    let lock = |error| failed("keep others from lending copies", error);
+    if !lock::stop_lending(session, name).await.map_err(lock)? {
+        return Ok(Some("a database that is being lent".to_owned()));
+    }
+    let found = look().await?;
+    if found.is_some() {
+        lock::lend_again(session, name).await.map_err(lock)?;
+    }
+    Ok(found)
+}
+
 /// A database that is not one of these kinds of the database `name`.
 pub(crate) async fn other_database(
     session: &Session,
@@ -137,7 +165,8 @@ pub(crate) async fn freeze(
     schema_version: Option<String>,
 ) -> Result<Option<Server>, Error> {
     let session = crate::connect::session(&server.admin).await?;
-    if let Some(other) = shared_with(&session, name, None, "").await? {
+    // Held until the server goes down with this session.
+    if let Some(other) = held_with(&session, name, None).await? {
         ctx.report.note(format!("no image: the server holds more than this database: {other}"));
         return Ok(None);
     }
@@ -169,10 +198,11 @@ pub(crate) async fn freeze(
         schema_version,
         made_at: jiff::Timestamp::now(),
     };
-    session.close().await;
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     let step = ctx.report.step("freeze as image");
-    let server = engine.freeze(ctx, &fingerprint, &facts).await?;
+    let server = engine.freeze(ctx, &fingerprint, &facts).await;
+    session.close().await;
+    let server = server?;
     step.done("");
     Ok(Some(server))
 }

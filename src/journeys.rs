@@ -144,7 +144,7 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
     let calm = ctx.uninterrupted();
     if !database::bring_back(ctx, &site.session, &name).await? {
         if site.server.started_by_us
-            && let Some(other) = image::shared_with(&site.session, &name, None, "").await?
+            && let Some(other) = image::held_with(&site.session, &name, None).await?
         {
             return Err(Error::Refused {
                 message: format!("`undo-reset` would replace {other} as well"),
@@ -722,7 +722,7 @@ async fn from_image(
     let name = ctx.config.database.name.clone();
     let fingerprint = fingerprint(ctx, site, source, wish)?;
     let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
-    let shared = image::shared_with(&site.session, &name, Some(&facts.roles), "").await?;
+    let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
     if let Some(other) = shared {
         ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
         return Ok(None);
