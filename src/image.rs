@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::database::{self, Kind, Origin};
-use crate::engine::{Engine, Server, Stored};
+use crate::engine::{Engine, Server, Sharer, Stored};
 use crate::error::Error;
 use crate::lock;
 use crate::pg::Session;
@@ -42,6 +42,17 @@ pub struct Listed {
     pub unused_seconds: u64,
     #[serde(flatten)]
     pub facts: Facts,
+    /// Those that came from it; filled by [`with_sharers`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub environments: Vec<Sharer>,
+}
+
+/// The images, and which environments came from which.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    pub images: Vec<Listed>,
+    /// All that lie beside the images, those as well whose image is gone.
+    pub environments: Vec<Sharer>,
 }
 
 /// What `images prune` removed, or would.
@@ -259,7 +270,22 @@ fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
         age_seconds,
         unused_seconds,
         facts,
+        environments: Vec::new(),
     })
+}
+
+/// The images of this machine, newest first, with the environments that share blocks with them.
+///
+/// # Errors
+/// What the engine said.
+pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error> {
+    let mut images = list(ctx, engine).await?;
+    let environments = engine.sharers(ctx).await?;
+    for image in &mut images {
+        let of_it = |found: &&Sharer| found.image.as_ref() == Some(&image.name);
+        image.environments = environments.iter().filter(of_it).cloned().collect();
+    }
+    Ok(Shelf { images, environments })
 }
 
 /// Removes what was not used for too long and, from the oldest on, what is too much; never the newest one
@@ -326,6 +352,7 @@ mod tests {
                 schema_version: None,
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
+            environments: Vec::new(),
         }
     }
 

@@ -17,6 +17,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 
+use super::images::Shelf;
 use super::place::{self, BinDir, RunAs};
 use super::state::{self, NativeState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
@@ -46,6 +47,7 @@ pub struct NativeEngine {
     /// Frozen data directories of the project, which its branches share, on the same file system; or
     /// the environment's own points.
     images_dir: Utf8PathBuf,
+    shelf: Shelf,
 }
 
 impl NativeEngine {
@@ -86,6 +88,7 @@ impl NativeEngine {
                 &format!("{project}-images"),
                 user,
             ),
+            shelf: Shelf::Images,
         }
     }
 

@@ -5,7 +5,7 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Keep, Shelf, Stored};
+use crate::engine::images::{Keep, Sharer, Shelf, Stored, Whose};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -29,7 +29,8 @@ impl DockerEngine {
             self.adopt(ctx, &mut state, &image).await?;
         }
         self.sweep_volume(&state).await?;
-        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
+        let about = Whose::of(ctx).to_json();
+        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts, &about]).await;
         // Frozen or not, and whatever the user asks for, the server comes up again.
         let server = self.answering(&ctx.uninterrupted(), &mut state).await?;
         frozen?;
@@ -58,7 +59,8 @@ impl DockerEngine {
                 read_only: true,
             };
             let generation = generation();
-            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data]);
+            let about = Whose::of(ctx).to_json();
+            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data, &about]);
             pool::act_alone(ctx, &self.client, image, &pool, command, vec![volume]).await?;
             if let Some(docker) = &mut state.docker {
                 docker.pool = Some(pool.state());
@@ -132,7 +134,8 @@ impl DockerEngine {
             let image = image::ensure(ctx, &self.client, &self.image).await?;
             self.adopt(ctx, &mut state, &image).await?;
         }
-        self.turn(ctx, "replace", &[name, &generation()], keep).await
+        let about = Whose::of(ctx).to_json();
+        self.turn(ctx, "replace", &[name, &generation(), &about], keep).await
     }
 
     /// Serves what the last [`Self::replace`] has kept; keeps what it served until now.
@@ -221,6 +224,15 @@ impl DockerEngine {
         let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
         let lines = self.act(ctx, &state, &image, "list", &[]).await?;
         Ok(lines.lines().filter_map(Stored::parse).collect())
+    }
+
+    /// The environments of all projects whose data lies in the pool.
+    pub(in crate::engine) async fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
+        let lines = self.act(ctx, &state, &image, "sharers", &[]).await?;
+        Ok(lines.lines().filter_map(Sharer::parse).collect())
     }
 
     /// Removes images.

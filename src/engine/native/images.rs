@@ -10,12 +10,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{NativeEngine, remove_dir};
 use crate::context::Context;
-use crate::engine::images::{Keep, Stored};
+use crate::engine::images::{Keep, Sharer, Shelf, Stored, Whose};
 use crate::engine::place::{self, RunAs};
 use crate::engine::state;
 use crate::engine::{Error, Server};
 
 const FACTS: &str = "image.json";
+/// In a data directory: the image that it came from.
+const FROM: &str = "seedbed.from";
 
 impl NativeEngine {
     fn next(&self) -> Utf8PathBuf {
@@ -32,7 +34,7 @@ impl NativeEngine {
 
     /// The same with the environment's points in the place of images: they go with its data.
     pub(in crate::engine) fn points(&self) -> Self {
-        Self { images_dir: self.home.join("points"), ..self.clone() }
+        Self { images_dir: self.home.join("points"), shelf: Shelf::Points, ..self.clone() }
     }
 
     fn image(&self, name: &str) -> Utf8PathBuf {
@@ -83,8 +85,13 @@ impl NativeEngine {
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
         clone(&self.data(), &part.join("data"), self.user)?;
+        if self.shelf == Shelf::Images {
+            // That is about an environment; there may be none.
+            let _ = std::fs::remove_file(part.join("data").join(FROM));
+        }
         let path = part.join(FACTS);
         fs_err::write(&path, facts).map_err(Error::file("write", &path))?;
+        self.came_from(name, &self.data())?;
         let _lock = self.lock_images()?;
         remove_dir(&image)?;
         fs_err::rename(&part, &image).map_err(Error::file("make", &image))
@@ -109,7 +116,42 @@ impl NativeEngine {
                 .map_err(Error::file("touch", &facts))?;
         }
         self.carry_settings()?;
+        self.came_from(name, &self.next())?;
         self.turn(ctx, &self.next(), keep).await
+    }
+
+    /// Says in a data directory which image it came from. What is cloned from a point came from where
+    /// that did.
+    fn came_from(&self, image: &str, data: &Utf8Path) -> Result<(), Error> {
+        if self.shelf == Shelf::Points {
+            return Ok(());
+        }
+        let path = data.join(FROM);
+        fs_err::write(&path, format!("{image}\n")).map_err(Error::file("write", &path))?;
+        place::give(&path, self.user)
+    }
+
+    /// The environments of the project that have data here.
+    pub(in crate::engine) fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
+        let all = std::iter::once(ctx.project_dir()).chain(ctx.branch_dirs());
+        let mut sharers = Vec::new();
+        for dir in all {
+            let Ok(state) = state::read_in(&dir) else { continue };
+            let Some(native) = state.native.as_ref().filter(|native| native.data.is_dir()) else {
+                continue;
+            };
+            let from = std::fs::read_to_string(native.data.join(FROM)).ok();
+            sharers.push(Sharer {
+                image: from.map(|image| image.trim().to_owned()),
+                whose: Whose {
+                    project: ctx.config.project.to_string(),
+                    branch: state.branch().map(str::to_owned),
+                },
+                bytes: size(&native.data)?,
+                own_bytes: None,
+            });
+        }
+        Ok(sharers)
     }
 
     /// What is set by hand on a server belongs to the environment, not to its image.

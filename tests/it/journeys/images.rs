@@ -336,3 +336,69 @@ async fn whoever_is_lent_a_database_while_the_server_is_replaced_has_it_afterwar
     }
     crate::harness::say(&format!("{lent} of 16 were lent while the server was replaced"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_lists_which_environments_share_blocks_with_which_image() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.run(&["up"]).succeeds();
+    project.run(&["up", "--branch", "add/notes"]).succeeds();
+    let other = in_pool(&pool).await;
+    other.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    other.run(&["up"]).succeeds();
+    let list = || {
+        let list = project.run(&["images", "list", "--json"]).succeeds().json();
+        list["result"].as_array().expect("a list").clone()
+    };
+    let images = list();
+    assert_eq!(images.len(), 2, "{images:?}");
+    assert_eq!(images[0]["environments"][0]["project"], other.sandbox.project().as_str());
+    assert_eq!(images[0]["environments"].as_array().map(Vec::len), Some(1));
+    let ours = |images: &[serde_json::Value], branch: Option<&str>| {
+        let all = images[1]["environments"].as_array().expect("a list").clone();
+        assert_eq!(all.len(), 2, "{all:?}");
+        let one = all.into_iter().find(|one| one["branch"].as_str() == branch);
+        let one = one.unwrap_or_else(|| panic!("{branch:?} is not there: {images:?}"));
+        assert_eq!(one["project"], project.sandbox.project().as_str());
+        (one["bytes"].as_u64().expect("bytes"), one["own_bytes"].as_u64().expect("bytes"))
+    };
+    let (before, branch) = (ours(&images, None), ours(&images, Some("add/notes")));
+    crate::harness::say(&format!("{before:?} {branch:?}"));
+    assert!(before.1 < before.0 && branch.1 < branch.0, "{before:?} {branch:?}");
+
+    // Twenty megabytes that no other has.
+    project
+        .sql(
+            "create table shop.big as select repeat(md5(n::text), 30) x from generate_series(1, 20000) n;
+             checkpoint",
+        )
+        .await;
+    let images = list();
+    let after = ours(&images, None);
+    assert!((18_000_000..45_000_000).contains(&(after.1 - before.1)), "{before:?} {after:?}");
+    assert!(ours(&images, Some("add/notes")).1 < branch.1 + 1_000_000);
+
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(table.contains("shares blocks with"), "{table}");
+    let row = format!("{}, branch add/notes  ", project.sandbox.project());
+    assert!(table.contains(&row), "{table}");
+    other.run(&["down", "--volumes", "--yes"]).succeeds();
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(!table.contains(&format!("\n{}  ", other.sandbox.project())), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_lists_which_environments_came_from_which_image() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    project.run(&["up", "--branch", "add/notes"]).succeeds();
+    let images = project.run(&["images", "list", "--json"]).succeeds().json();
+    let all = images["result"][0]["environments"].as_array().expect("a list").clone();
+    let branches: Vec<Option<&str>> = all.iter().map(|one| one["branch"].as_str()).collect();
+    assert_eq!(branches, [None, Some("add/notes")], "{all:?}");
+    // The next one is frozen from the default environment; the older one goes.
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    project.run(&["reset"]).succeeds();
+    project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(table.contains(", which is gone  "), "{table}");
+}
