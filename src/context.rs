@@ -55,6 +55,12 @@ impl Context {
         Self { config: std::sync::Arc::new(self.config.on_branch(branch)), ..self.clone() }
     }
 
+    /// The same for work that comes to its end although the user has asked to stop: what puts things
+    /// back. Every wait in it has a limit of its own.
+    pub fn uninterrupted(&self) -> Self {
+        Self { cancel: CancellationToken::new(), ..self.clone() }
+    }
+
     /// Fails once the user has asked to stop.
     ///
     /// # Errors

@@ -46,6 +46,13 @@ pub enum Error {
     /// Less than a snapshot would do only if it were asked for.
     #[error("{what}{error}")]
     NoData { what: String, error: Box<Error>, instead: String },
+    /// The server met a full disk; the hint names it.
+    #[error("{error}")]
+    Full {
+        #[source]
+        error: Box<Error>,
+        hint: String,
+    },
     #[error("{what}: {error}")]
     Database { what: String, error: pg::Error },
     #[error("cannot reach the server: {0}")]
@@ -94,7 +101,7 @@ impl Error {
             Self::CommandLine(_) => Exit::CommandLine,
             Self::Refused { .. } => Exit::Refused,
             Self::CheckFailed(_) => Exit::CheckFailed,
-            Self::NoData { error, .. } => error.exit(),
+            Self::NoData { error, .. } | Self::Full { error, .. } => error.exit(),
             Self::Database { error, .. } => pg_exit(error),
             Self::Server(_) | Self::NoServer => Exit::Server,
             Self::File { .. } => Exit::Database,
@@ -128,6 +135,9 @@ impl Error {
             Self::NoData { error, instead, .. } => {
                 error.hints().into_iter().take(1).chain([instead.clone()]).collect()
             }
+            Self::Full { error, hint } => {
+                [hint.clone()].into_iter().chain(error.hints().into_iter().take(1)).collect()
+            }
             Self::Server(error) => {
                 let mut hints = error.hints();
                 hints.push("check with `seedbed doctor`".to_owned());
@@ -150,6 +160,18 @@ impl Error {
             Self::Saved(error) => error.hints(),
             Self::Seed(error) => error.hints(),
         }
+    }
+
+    /// Whether a server or its clients found their disk full: 53100, or what they say where no SQLSTATE
+    /// comes through. Errors of our own files carry the number of the system's error.
+    pub(crate) fn is_about_space(&self) -> bool {
+        if matches!(self, Self::Engine(engine::Error::NoSpace { .. })) {
+            // It says all of it.
+            return false;
+        }
+        let text = self.to_string();
+        text.contains("(SQLSTATE 53100)")
+            || (text.contains("No space left on device") && !text.contains("(os error "))
     }
 
     /// A word for machines: the `kind` of the JSON error.

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::database::{self, Kind, Origin};
-use crate::engine::{Engine, Server, Stored};
+use crate::engine::{Engine, Server, Sharer, Stored};
 use crate::error::Error;
+use crate::lock;
 use crate::pg::Session;
 
 const FORMAT: u32 = 1;
@@ -64,6 +65,17 @@ pub struct Listed {
     pub unused_seconds: u64,
     #[serde(flatten)]
     pub facts: Facts,
+    /// Those that came from it; filled by [`with_sharers`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub environments: Vec<Sharer>,
+}
+
+/// The images, and which environments came from which.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    pub images: Vec<Listed>,
+    /// All that lie beside the images, those as well whose image is gone.
+    pub environments: Vec<Sharer>,
 }
 
 /// What `images prune` removed, or would.
@@ -99,6 +111,33 @@ pub(crate) async fn shared_with(
         Some(other) => Ok(Some(other)),
         None => other_object(session, roles).await,
     }
+}
+
+/// The same, and nobody lends a copy from now on until the session ends: what is lent after this look
+/// would go with the data, or be frozen with it. Where the server is shared lending goes on.
+pub(crate) async fn held_with(
+    session: &Session,
+    name: &str,
+    roles: Option<&[String]>,
+) -> Result<Option<String>, Error> {
+    alone(session, name, async || shared_with(session, name, roles, "").await).await
+}
+
+/// Looks while nobody lends; what is found lets lending go on.
+pub(crate) async fn alone(
+    session: &Session,
+    name: &str,
+    look: impl AsyncFn() -> Result<Option<String>, Error>,
+) -> Result<Option<String>, Error> {
+    let lock = |error| failed("keep others from lending copies", error);
+    if !lock::stop_lending(session, name).await.map_err(lock)? {
+        return Ok(Some("a database that is being lent".to_owned()));
+    }
+    let found = look().await?;
+    if found.is_some() {
+        lock::lend_again(session, name).await.map_err(lock)?;
+    }
+    Ok(found)
 }
 
 /// A database that is not one of these kinds of the database `name`.
@@ -160,7 +199,8 @@ pub(crate) async fn freeze(
     schema_version: Option<String>,
 ) -> Result<Option<Server>, Error> {
     let session = crate::connect::session(&server.admin).await?;
-    if let Some(other) = shared_with(&session, name, None, "").await? {
+    // Held until the server goes down with this session.
+    if let Some(other) = held_with(&session, name, None).await? {
         ctx.report.note(format!("no image: the server holds more than this database: {other}"));
         return Ok(None);
     }
@@ -192,10 +232,11 @@ pub(crate) async fn freeze(
         schema_version,
         made_at: jiff::Timestamp::now(),
     };
-    session.close().await;
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     let step = ctx.report.step("freeze as image");
-    let server = engine.freeze(ctx, &fingerprint, &facts).await?;
+    let server = engine.freeze(ctx, &fingerprint, &facts).await;
+    session.close().await;
+    let server = server?;
     step.done("");
     Ok(Some(server))
 }
@@ -252,7 +293,22 @@ fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
         age_seconds,
         unused_seconds,
         facts,
+        environments: Vec::new(),
     })
+}
+
+/// The images of this machine, newest first, with the environments that share blocks with them.
+///
+/// # Errors
+/// What the engine said.
+pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error> {
+    let mut images = list(ctx, engine).await?;
+    let environments = engine.sharers(ctx).await?;
+    for image in &mut images {
+        let of_it = |found: &&Sharer| found.image.as_ref() == Some(&image.name);
+        image.environments = environments.iter().filter(of_it).cloned().collect();
+    }
+    Ok(Shelf { images, environments })
 }
 
 /// Removes what was not used for too long and, from the oldest on, what is too much; never the newest one
@@ -319,6 +375,7 @@ mod tests {
                 schema_version: None,
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
+            environments: Vec::new(),
         }
     }
 

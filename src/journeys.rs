@@ -142,9 +142,10 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
     let name = ctx.config.database.name.clone();
     database::replaceable(&site.session, &name).await?;
     let step = ctx.report.step("bring the last database back");
+    let calm = ctx.uninterrupted();
     if !database::bring_back(ctx, &site.session, &name).await? {
         if site.server.started_by_us
-            && let Some(other) = image::shared_with(&site.session, &name, None, "").await?
+            && let Some(other) = image::held_with(&site.session, &name, None).await?
         {
             return Err(Error::Refused {
                 message: format!("`undo-reset` would replace {other} as well"),
@@ -154,8 +155,10 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
         let sessions = sessions(&site.session, &name).await?;
         let server = site.engine.undo_replace(ctx).await?;
         database::note_ended(ctx, sessions, &name);
-        site.move_to(ctx, server).await?;
+        site.move_to(&calm, server).await?;
     }
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &calm;
     step.done("");
     let target = connect::owner(ctx, &site.server, &name);
     let version = migrate::info(ctx, &target, &site.scripts).await?.schema_version;
@@ -799,7 +802,7 @@ async fn from_image(
     let name = ctx.config.database.name.clone();
     let fingerprint = fingerprint(ctx, site, source, wish)?;
     let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
-    let shared = image::shared_with(&site.session, &name, Some(&facts.roles), "").await?;
+    let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
     if let Some(other) = shared {
         ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
         return Ok(None);
@@ -807,6 +810,8 @@ async fn from_image(
     let sessions = sessions(&site.session, &name).await?;
     let step = ctx.report.step("serve a clone of the image");
     let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
     site.move_to(ctx, server).await?;
     database::renew(&site.session, &name).await?;

@@ -6,13 +6,15 @@
 //! that any number of test workers may ask at once. What is lent carries a marker with its time to live;
 //! later runs drop what is past it, once nobody is in it.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::connect;
 use crate::context::Context;
 use crate::copy::Original;
 use crate::database::{self, Found, Kind, Lease, Marker, Origin, Scratch};
-use crate::engine::Server;
+use crate::engine::{Server, ready};
 use crate::error::{self, Exit};
 use crate::guard;
 use crate::journeys::{self, Files, Rows};
@@ -66,6 +68,9 @@ impl Error {
 /// in a while, five times in a row never.
 const ATTEMPTS: usize = 5;
 
+/// As long as a server takes to come up again after a run has replaced its data.
+const RESTART: Duration = Duration::from_secs(60);
+
 /// As long as a large database takes to be built; in PostgreSQL's words.
 const TURN_TIMEOUT: &str = "30min";
 
@@ -117,60 +122,110 @@ pub enum Which {
 /// Any; nothing is lent then.
 pub async fn create(ctx: &Context, wish: &Wish) -> Result<Vec<Lent>, error::Error> {
     guard::replace_in_environment(ctx, CREATE)?;
+    let mut meeting = meet(ctx).await?;
+    for _ in 0..ATTEMPTS {
+        let Meeting { server, session } = &meeting;
+        // Where snapshots came from was asked when the live database was made, whose marker is demanded
+        // here; nothing is replaced.
+        guard::replace_on_server(ctx, server, &[], CREATE).await?;
+        if let Some((lent, found)) = copy_ready(ctx, server, session, wish).await? {
+            sweep(ctx, session, &found, &ctx.config.database.name).await;
+            meeting.session.close().await;
+            return Ok(lent);
+        }
+        meeting = ready::until(ctx, RESTART, async || meet(ctx).await).await?;
+    }
+    Err(Error::Busy { database: ctx.config.database.name.clone() }.into())
+}
+
+/// The server, and a session with its maintenance database.
+struct Meeting {
+    server: Server,
+    session: Session,
+}
+
+async fn meet(ctx: &Context) -> Result<Meeting, error::Error> {
     let server = connect::running(ctx).await?.ok_or(error::Error::NoServer)?;
-    // Where snapshots came from was asked when the live database was made, whose marker is demanded
-    // here; nothing is replaced.
-    guard::replace_on_server(ctx, &server, &[], CREATE).await?;
     let session = connect::session(&server.admin).await?;
-    let (lent, found) = copy_ready(ctx, &server, &session, wish).await?;
-    sweep(ctx, &session, &found, &ctx.config.database.name).await;
-    session.close().await;
-    Ok(lent)
+    Ok(Meeting { server, session })
 }
 
 /// Copies the template, and makes it first where it is missing; gives back what was on the server
-/// before.
+/// before. `None`: the server went down while we waited for a run that replaces or freezes its data.
 async fn copy_ready(
     ctx: &Context,
     server: &Server,
     session: &Session,
     wish: &Wish,
-) -> Result<(Vec<Lent>, Vec<Found>), error::Error> {
-    let database = ctx.config.database.name.clone();
+) -> Result<Option<(Vec<Lent>, Vec<Found>)>, error::Error> {
+    let database = &ctx.config.database.name;
+    let (lend, leave) = lock::lending(database);
     for _ in 0..ATTEMPTS {
-        let found = database::list(session).await?;
-        let fingerprint = fingerprint(ctx, server, &found)?;
-        let Some((template, marker)) = template::ready(&found, &database, &fingerprint) else {
-            make_template(ctx, session, server).await?;
-            continue;
-        };
-        let lease = Lease { ttl_seconds: Some(wish.ttl_seconds), owner: wish.owner.clone() };
-        let marker =
-            Marker { lease: Some(lease), ..marker.cloned(Kind::Lent, database::MadeBy::Template) };
-        let copied = async {
-            // Nobody can connect to a template, unless somebody opened it on purpose; the copy would wait
-            // for seconds and then fail.
-            if database::end_sessions(session, template).await? > 0 {
-                // Several may close it at once, and the server lets only one.
-                let _ = database::block_and_end(session, template).await;
-            }
-            copies(ctx, server, session, template, &marker, wish.count).await
-        };
-        match copied.await {
-            Ok(names) => {
-                let lent = names.into_iter().map(|name| {
-                    let url = connect::owner(ctx, server, &name).url_with_password();
-                    Lent { name, url }
-                });
-                return Ok((lent.collect(), found));
-            }
-            Err(error) if matches!(error.sqlstate(), Some(database::IN_USE | GONE)) => {}
-            Err(error) => {
-                return Err(database::stopped(ctx, "copy template", template, error).into());
-            }
+        // What is lent must not go with data that is being replaced, nor be frozen with it.
+        match database::stoppable(ctx, session, &lend).await {
+            Err(error) if crate::error::pg_exit(&error) == Exit::Server => return Ok(None),
+            taken => taken.map_err(|error| {
+                database::stopped(ctx, "wait for the server of", database, error)
+            })?,
+        }
+        let copied = copy_once(ctx, server, session, wish).await;
+        let left = session.batch(&leave).await;
+        let copied = copied?;
+        left.map_err(error::Error::Server)?;
+        match copied {
+            Copied::Lent(lent, found) => return Ok(Some((lent, found))),
+            Copied::NoTemplate => make_template(ctx, session, server).await?,
+            Copied::Busy => {}
         }
     }
-    Err(Error::Busy { database }.into())
+    Err(Error::Busy { database: database.clone() }.into())
+}
+
+/// What came of copying the template.
+enum Copied {
+    /// And what was on the server before.
+    Lent(Vec<Lent>, Vec<Found>),
+    NoTemplate,
+    /// It has gone meanwhile, or somebody is in it.
+    Busy,
+}
+
+async fn copy_once(
+    ctx: &Context,
+    server: &Server,
+    session: &Session,
+    wish: &Wish,
+) -> Result<Copied, error::Error> {
+    let database = &ctx.config.database.name;
+    let found = database::list(session).await?;
+    let fingerprint = fingerprint(ctx, server, &found)?;
+    let Some((template, marker)) = template::ready(&found, database, &fingerprint) else {
+        return Ok(Copied::NoTemplate);
+    };
+    let lease = Lease { ttl_seconds: Some(wish.ttl_seconds), owner: wish.owner.clone() };
+    let marker =
+        Marker { lease: Some(lease), ..marker.cloned(Kind::Lent, database::MadeBy::Template) };
+    let copied = async {
+        // Nobody can connect to a template, unless somebody opened it on purpose; the copy would wait
+        // for seconds and then fail.
+        if database::end_sessions(session, template).await? > 0 {
+            // Several may close it at once, and the server lets only one.
+            let _ = database::block_and_end(session, template).await;
+        }
+        copies(ctx, server, session, template, &marker, wish.count).await
+    };
+    match copied.await {
+        Ok(names) => {
+            let lent = names.into_iter().map(|name| {
+                let url = connect::owner(ctx, server, &name).url_with_password();
+                Lent { name, url }
+            });
+            let lent = lent.collect();
+            Ok(Copied::Lent(lent, found))
+        }
+        Err(error) if matches!(error.sqlstate(), Some(database::IN_USE | GONE)) => Ok(Copied::Busy),
+        Err(error) => Err(database::stopped(ctx, "copy template", template, error).into()),
+    }
 }
 
 /// SQLSTATE of a database that is not there.

@@ -10,7 +10,7 @@ use std::io::{Read, Seek, Write};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::error::Exit;
-use crate::pg;
+use crate::pg::{self, quote};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -139,6 +139,39 @@ pub async fn try_database(session: &pg::Session, database: &str) -> Result<bool,
         .query_one("select pg_try_advisory_lock($1, hashtext($2))", &[&KEY_CLASS, &database])
         .await?;
     Ok(row.get(0))
+}
+
+/// Nobody lends copies of `database` from now on, until this session ends or calls [`lend_again`]: the
+/// server's data is about to be replaced or frozen. `false`: somebody is lending one just now.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn stop_lending(session: &pg::Session, database: &str) -> Result<bool, pg::Error> {
+    try_database(session, &lending_key(database)).await
+}
+
+/// Gives up what [`stop_lending`] took.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn lend_again(session: &pg::Session, database: &str) -> Result<(), pg::Error> {
+    let key = quote::literal(&lending_key(database));
+    session.batch(&format!("select pg_advisory_unlock({KEY_CLASS}, hashtext({key}))")).await
+}
+
+/// The statements by which a session lends copies of `database`, beside others that do, and no longer.
+/// The first one waits while lending is stopped.
+pub(crate) fn lending(database: &str) -> (String, String) {
+    let key = quote::literal(&lending_key(database));
+    (
+        format!("select pg_advisory_lock_shared({KEY_CLASS}, hashtext({key}))"),
+        format!("select pg_advisory_unlock_shared({KEY_CLASS}, hashtext({key}))"),
+    )
+}
+
+/// No name of a database has a line break that anybody would type.
+fn lending_key(database: &str) -> String {
+    format!("lend\n{database}")
 }
 
 #[cfg(test)]

@@ -155,13 +155,19 @@ impl Site {
             return Ok(None);
         }
         let database = &ctx.config.database.name;
-        let why = match image::shared_with(&self.session, database, None, "").await? {
+        let why = match image::held_with(&self.session, database, None).await? {
             Some(other) => format!("the server holds more than this database: {other}"),
             None => match self.engine.can_freeze(ctx).await {
                 Ok(()) => return Ok(self.engine.points(ctx)),
                 Err(engine::Error::Interrupted) => return Err(error::Error::Interrupted),
-                Err(engine::Error::NoPool { reason }) => reason,
-                Err(error) => error.to_string(),
+                Err(error) => {
+                    let lending = lock::lend_again(&self.session, database).await;
+                    lending.map_err(error::Error::Server)?;
+                    match error {
+                        engine::Error::NoPool { reason } => reason,
+                        error => error.to_string(),
+                    }
+                }
             },
         };
         ctx.report.note(format!("copying the database, which takes longer: {why}"));
@@ -319,11 +325,13 @@ async fn serve(ctx: &Context, site: &mut Site, point: &Point) -> Result<(), erro
     let database = &ctx.config.database.name;
     // What a reset has kept goes with any replacement that does not ask for it.
     let ours = [Kind::Live, Kind::Template, Kind::Kept];
-    let other = match image::other_database(&site.session, database, &ours, "").await? {
-        Some(other) => Some(other),
-        None => image::other_object(&site.session, None).await?,
-    };
-    if let Some(other) = other {
+    let other = image::alone(&site.session, database, async || {
+        match image::other_database(&site.session, database, &ours, "").await? {
+            Some(other) => Ok(Some(other)),
+            None => image::other_object(&site.session, None).await,
+        }
+    });
+    if let Some(other) = other.await? {
         return Err(Error::Shared { other }.into());
     }
     let mut roles = image::roles(&site.session).await?;

@@ -16,6 +16,7 @@ pub use args::Cli;
 
 use crate::config;
 use crate::context::Context;
+use crate::engine;
 use crate::env::Env;
 use crate::error::{Error, Exit};
 use crate::guard;
@@ -164,7 +165,21 @@ async fn dispatch(
         cancel,
         yes: cli.global.yes,
     };
-    run::command(&ctx, &cli.command, &cli.global).await
+    match run::command(&ctx, &cli.command, &cli.global).await {
+        Ok(outcome) => {
+            let failure = outcome.failure.map(|error| with_place(&ctx, error));
+            Ok(Outcome { failure, ..outcome })
+        }
+        Err(error) => Err(with_place(&ctx, error)),
+    }
+}
+
+/// The same with the place that is full, where it is about the disk of the environment's server.
+fn with_place(ctx: &Context, error: Error) -> Error {
+    match engine::room::hint(ctx) {
+        Some(hint) if error.is_about_space() => Error::Full { error: Box::new(error), hint },
+        Some(_) | None => error,
+    }
 }
 
 /// The first SIGINT or SIGTERM asks for an orderly end, the second for one at once; installed before any

@@ -250,8 +250,8 @@ async fn images(ctx: &Context, verb: args::Images) -> Result<Outcome, Error> {
     };
     match verb {
         args::Images::List => {
-            let images = image::list(ctx, &engine).await?;
-            Outcome::done(show::images(&images), &images)
+            let shelf = image::with_sharers(ctx, &engine).await?;
+            Outcome::done(show::images(&shelf), &shelf.images)
         }
         args::Images::Prune => {
             let pruned = image::prune(ctx, &engine, !ctx.yes).await?;

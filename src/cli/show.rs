@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use crate::branch;
 use crate::config;
 use crate::database::{MadeBy, Origin};
-use crate::engine::Stopped;
+use crate::engine::{Sharer, Stopped};
 use crate::error::{Error, Exit};
 use crate::image;
 use crate::journeys::{self, Proof, Published, Ready};
@@ -420,11 +420,38 @@ pub(super) fn restored(done: &saved::Done) -> String {
     )
 }
 
-pub(super) fn images(images: &[image::Listed]) -> String {
-    if images.is_empty() {
-        return "no image: a database is frozen as one from `images.min_size` on".to_owned();
+pub(super) fn images(shelf: &image::Shelf) -> String {
+    let images = match shelf.images.is_empty() {
+        true => "no image: a database is frozen as one from `images.min_size` on".to_owned(),
+        false => image_table(shelf.images.iter().map(|image| (image, ""))),
+    };
+    if shelf.environments.is_empty() {
+        return images;
     }
-    image_table(images.iter().map(|image| (image, "")))
+    let of = |sharer: &Sharer| match &sharer.whose.branch {
+        Some(branch) => format!("{}, branch {branch}", sharer.whose.project),
+        None => sharer.whose.project.clone(),
+    };
+    let from = |sharer: &Sharer| match &sharer.image {
+        None => "no image".to_owned(),
+        Some(name) if shelf.images.iter().any(|image| image.name == *name) => name.clone(),
+        Some(name) => format!("{name}, which is gone"),
+    };
+    let rows: Vec<[String; 4]> = shelf
+        .environments
+        .iter()
+        .map(|sharer| {
+            let own = sharer.own_bytes.map_or("not known".to_owned(), format::bytes);
+            [of(sharer), from(sharer), format::bytes(sharer.bytes), own]
+        })
+        .collect();
+    let columns = [
+        ("environment", Align::Left),
+        ("shares blocks with", Align::Left),
+        ("size", Align::Right),
+        ("its own", Align::Right),
+    ];
+    format!("{images}\n\n{}", format::table(columns, &rows).trim_end())
 }
 
 pub(super) fn pruned_images(pruned: &image::Pruned) -> String {

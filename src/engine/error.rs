@@ -2,6 +2,7 @@
 
 use camino::Utf8PathBuf;
 
+use super::room;
 use crate::error::Exit;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,14 @@ pub enum Error {
     NoPort { reason: String },
     #[error("make a pool whose clones share blocks: {reason}")]
     NoPool { reason: String },
+    #[error("{action}: {} the pool `{pool}` is full: {reason}", if *.below { "the disk below" } else { "the disk of" })]
+    NoSpace {
+        action: String,
+        pool: String,
+        /// Not the pool itself, but the file system that its file lies on.
+        below: bool,
+        reason: String,
+    },
     #[error("bring the last database back: none was kept, as `reset --keep` does")]
     NothingKept,
     #[error("make the {kind} `{name}`: one of this name is there and is not ours")]
@@ -102,6 +111,7 @@ impl Error {
             Self::Interrupted => Exit::Interrupted,
             Self::ExternalUnnamed => Exit::Configuration,
             Self::NotOurs { .. } => Exit::Refused,
+            Self::NoSpace { .. } => Exit::Database,
             Self::NothingHere { .. }
             | Self::DockerUnreachable { .. }
             | Self::DockerElsewhere { .. }
@@ -140,6 +150,8 @@ impl Error {
             | Self::File { .. }
             | Self::NoPool { .. } => Vec::new(),
             Self::NothingKept => owned(&["`seedbed reset` gives clean data"]),
+            Self::NoSpace { below: true, .. } => owned(&[room::BELOW]),
+            Self::NoSpace { pool, below: false, .. } => vec![room::in_pool(pool)],
             Self::Pg(error) => {
                 let mut hints = error.hints();
                 hints.push("check with `seedbed doctor`".to_owned());

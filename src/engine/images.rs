@@ -3,8 +3,10 @@
 //! An image is a data directory that was frozen after a clean stop, on a file system where copies share
 //! blocks. What it holds is for the layers above: they give the facts that stand beside it.
 
-use bytes::Bytes;
 use std::io::Read;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{Engine, Error, Server};
@@ -47,6 +49,57 @@ impl Stored {
         let bytes = size.parse::<u64>().ok()? * 1024;
         let used = used.parse().ok()?;
         Some(Self { name: name.to_owned(), bytes, used, facts: facts.to_owned() })
+    }
+}
+
+/// Whose an environment is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whose {
+    /// The project's folder.
+    pub project: String,
+    /// `None`: the default environment.
+    pub branch: Option<String>,
+}
+
+impl Whose {
+    pub(super) fn of(ctx: &Context) -> Self {
+        Self {
+            project: ctx.config.project.to_string(),
+            branch: ctx.config.branch.as_ref().map(|branch| branch.name().to_owned()),
+        }
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of strings serializes")
+    }
+}
+
+/// An environment whose data lies where clones share blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sharer {
+    /// The image that it was cloned from, or that was frozen from it; it may be gone by now.
+    pub image: Option<String>,
+    #[serde(flatten)]
+    pub whose: Whose,
+    /// On the disk, where nothing was shared.
+    pub bytes: u64,
+    /// What of that nothing else shares; `None`: the file system was not asked.
+    pub own_bytes: Option<u64>,
+}
+
+impl Sharer {
+    /// A line of the pool's `sharers`: image, kilobytes, kilobytes of its own, whose it is.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(4, '\t');
+        let (image, size) = (parts.next()?, parts.next()?);
+        let (own, whose) = (parts.next()?, parts.next()?);
+        let bytes = |text: &str| text.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024);
+        Some(Self {
+            image: (!image.is_empty()).then(|| image.to_owned()),
+            whose: serde_json::from_str(whose).ok()?,
+            bytes: bytes(size)?,
+            own_bytes: bytes(own),
+        })
     }
 }
 
@@ -246,6 +299,19 @@ impl Engine {
         }
     }
 
+    /// The environments whose data lies where that of this one does, beside the images.
+    ///
+    /// # Errors
+    /// Why they cannot be looked at.
+    pub async fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
+        match self {
+            Self::Docker(engine) => engine.sharers(ctx).await,
+            Self::Native(engine) => engine.sharers(ctx),
+            Self::Embedded(engine) => engine.native(ctx).sharers(ctx),
+            Self::External(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Removes images; environments that were cloned from them keep their blocks.
     ///
     /// # Errors
@@ -266,7 +332,7 @@ fn external() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::Stored;
+    use super::{Sharer, Stored, Whose};
 
     #[test]
     fn a_line_is_an_image() {
@@ -274,5 +340,18 @@ mod tests {
         assert_eq!((stored.name.as_str(), stored.bytes, stored.used), ("ab12", 1 << 20, 77));
         assert_eq!(stored.facts, "{\"a\": \"b\\tc\"}");
         assert_eq!(Stored::parse("ab12\tmany\t77\t{}"), None);
+    }
+
+    #[test]
+    fn a_line_is_an_environment() {
+        let whose = Whose { project: "/p".to_owned(), branch: Some("a\tb".to_owned()) };
+        let line = format!("ab12\t2048\t16\t{}", whose.to_json());
+        let sharer = Sharer::parse(&line).expect("four parts");
+        assert_eq!((sharer.image.as_deref(), sharer.bytes), (Some("ab12"), 2 << 20));
+        assert_eq!((sharer.own_bytes, &sharer.whose), (Some(16 << 10), &whose));
+        let unknown = Sharer::parse(&line.replace("ab12\t2048\t16", "\t2048\t-"));
+        let unknown = unknown.expect("four parts");
+        assert_eq!((unknown.image, unknown.own_bytes), (None, None));
+        assert_eq!(Sharer::parse("\t2048\t-\t"), None);
     }
 }

@@ -16,6 +16,7 @@ mod native;
 pub(crate) mod place;
 mod port;
 pub(crate) mod ready;
+pub(crate) mod room;
 mod settings;
 pub(crate) mod state;
 
@@ -27,7 +28,7 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
-pub use images::{Feed, Incoming, Keep, Outgoing, Stored};
+pub use images::{Feed, Incoming, Keep, Outgoing, Sharer, Stored, Whose};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;

@@ -17,6 +17,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 
+use super::images::Shelf;
 use super::place::{self, BinDir, RunAs};
 use super::state::{self, NativeState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
@@ -46,6 +47,7 @@ pub struct NativeEngine {
     /// Frozen data directories of the project, which its branches share, on the same file system; or
     /// the environment's own points.
     images_dir: Utf8PathBuf,
+    shelf: Shelf,
 }
 
 impl NativeEngine {
@@ -86,6 +88,7 @@ impl NativeEngine {
                 &format!("{project}-images"),
                 user,
             ),
+            shelf: Shelf::Images,
         }
     }
 
@@ -130,6 +133,12 @@ impl NativeEngine {
     }
 
     pub(super) async fn ensure(&self, ctx: &Context) -> Result<Server, Error> {
+        self.ensure_on(ctx, false).await
+    }
+
+    /// `was_ours`: the server was stopped a moment ago. It takes its lock file away before it has left
+    /// its port.
+    async fn ensure_on(&self, ctx: &Context, was_ours: bool) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         if let Some(port) = self.serving() {
             return self.connect_to(ctx, &mut state, port).await;
@@ -146,7 +155,7 @@ impl NativeEngine {
         };
         state.set_password(&password);
         let remembered = state.native.as_ref().map(|native| native.port);
-        let port = self.free_port(remembered)?;
+        let port = port::choose(ctx, self.port, remembered, was_ours).await?;
         state.native = Some(NativeState { data: self.data(), port, bin_dir: self.bin.dir.clone() });
         state.kind = Some(self.kind);
         state::write(ctx, &state)?;
@@ -157,16 +166,6 @@ impl NativeEngine {
         let server = self.connect_to(ctx, &mut state, port).await?;
         step.done(format!("{} on port {port}", self.bin.major));
         Ok(server)
-    }
-
-    fn free_port(&self, remembered: Option<u16>) -> Result<u16, Error> {
-        match self.port {
-            Some(port) if !port::is_free(port) => {
-                Err(Error::PortTaken { port, by: port::taken_by(port) })
-            }
-            Some(port) => Ok(port),
-            None => port::find(remembered),
-        }
     }
 
     pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
@@ -340,8 +339,22 @@ impl NativeEngine {
                 self.reset_password(password).await?;
                 Box::pin(self.start(ctx, port, password)).await
             }
+            Err(Error::Interrupted) => {
+                // It may be too young to have a lock file, by which others would find it.
+                self.end(&mut child).await;
+                Err(Error::Interrupted)
+            }
             other => other,
         }
+    }
+
+    /// Ends a server that we have just started, and waits for its end.
+    async fn end(&self, child: &mut tokio::process::Child) {
+        let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+        let pid = nix::unistd::Pid::from_raw(pid);
+        // A fast shutdown, as by `pg_ctl stop -m fast`. One that has ended by itself needs none.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+        let _ = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
     }
 
     /// Sets the superuser's password while no server runs, in single-user mode.

@@ -4,11 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, ready};
 use crate::config::Config;
+use crate::context::Context;
 
 /// A server on loopback answers its first byte at once.
 const PROBE: Duration = Duration::from_secs(1);
+/// After a container's removal its port can stay taken for a moment (PITFALLS, fact 9).
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// The port that the configuration names: `engine.port`, or that of a database URL that points at
 /// this machine.
@@ -19,11 +22,27 @@ pub(super) fn named(config: &Config) -> Option<u16> {
     })
 }
 
-/// A port for a server that has none yet: the remembered one while it is free, else any.
-pub(super) fn find(remembered: Option<u16>) -> Result<u16, Error> {
-    if let Some(port) = remembered.filter(|&port| port != 0 && is_free(port)) {
-        return Ok(port);
+/// The port that a server is started on. `was_ours`: it has served there until a moment ago.
+///
+/// # Errors
+/// [`Error::PortTaken`], where one is named; a remembered one is given up for any that is free.
+pub(super) async fn choose(
+    ctx: &Context,
+    named: Option<u16>,
+    remembered: Option<u16>,
+    was_ours: bool,
+) -> Result<u16, Error> {
+    match (named, remembered.filter(|&port| port != 0)) {
+        (Some(port), _) => match is_free_soon(ctx, port, was_ours).await? {
+            true => Ok(port),
+            false => Err(Error::PortTaken { port, by: taken_by(port) }),
+        },
+        (None, Some(port)) if is_free_soon(ctx, port, was_ours).await? => Ok(port),
+        (None, _) => any(),
     }
+}
+
+fn any() -> Result<u16, Error> {
     let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
     any.map(|address| address.port()).map_err(|error| Error::NoPort { reason: error.to_string() })
 }
@@ -31,6 +50,31 @@ pub(super) fn find(remembered: Option<u16>) -> Result<u16, Error> {
 /// Whether a server could listen there.
 pub(super) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// Whether a server can listen there, after a moment's patience with what goes by itself: what served
+/// until just now, where the port `was_ours`, or a client that has come by this port (on loopback it may
+/// even have reached itself, while the server was down).
+///
+/// # Errors
+/// [`Error::Interrupted`].
+async fn is_free_soon(ctx: &Context, port: u16, was_ours: bool) -> Result<bool, Error> {
+    let look = async || match is_free(port) {
+        true => Ok(true),
+        false if was_ours || !is_served(port) => Err(None),
+        false => Ok(false),
+    };
+    match ready::until(ctx, RELEASE, look).await {
+        Ok(free) => Ok(free),
+        Err(None) => Ok(false),
+        Err(Some(error)) => Err(error),
+    }
+}
+
+/// Whether somebody accepts connections there.
+fn is_served(port: u16) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&address, PROBE).is_ok()
 }
 
 /// Who answers on a port that is taken, in words.
@@ -65,10 +109,10 @@ mod tests {
     fn a_taken_port_is_seen_and_another_is_found() {
         let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
         let port = holder.local_addr().expect("bound").port();
-        assert!(!is_free(port));
-        assert_ne!(find(Some(port)).expect("another"), port);
+        assert!(!is_free(port) && is_served(port));
+        assert_ne!(any().expect("another"), port);
         drop(holder);
-        assert_eq!(find(Some(port)).expect("the same"), port);
+        assert!(is_free(port) && !is_served(port));
     }
 
     #[test]

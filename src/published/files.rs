@@ -37,7 +37,7 @@ const FULL: [&str; 7] = [
 ];
 
 /// Files that stay behind, wherever they lie: settings and what a server writes about itself.
-const LEFT: [&str; 13] = [
+const LEFT: [&str; 14] = [
     "pg_hba.conf",
     "pg_ident.conf",
     "postgresql.conf",
@@ -45,6 +45,7 @@ const LEFT: [&str; 13] = [
     "postmaster.opts",
     "postmaster.pid",
     "seedbed.json",
+    "seedbed.from",
     "current_logfiles",
     "backup_label.old",
     "server.crt",

@@ -33,6 +33,9 @@ pub struct FlywayFacts {
 
 impl FlywayFacts {
     fn of(error: &Error) -> Option<Self> {
+        if let Error::Full { error, .. } = error {
+            return Self::of(error);
+        }
         let Error::Migrate(error) = error else { return None };
         let failure = error.failure();
         let sql_state = failure.and_then(|one| one.error.sqlstate()).map(str::to_owned);

@@ -177,7 +177,7 @@ async fn start(project: &Project, args: &[&str], point: Point) -> Held {
 }
 
 /// A session that keeps others from copying, renaming and commenting `database`; one may connect.
-async fn lock_on(admin: &Target, database: &str) -> Session {
+pub async fn lock_on(admin: &Target, database: &str) -> Session {
     let session = Session::connect(admin).await.expect("it runs");
     let comment =
         "select shobj_description(oid, 'pg_database') from pg_database where datname = $1";

@@ -5,7 +5,7 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Incoming, Keep, Outgoing, Shelf, Stored};
+use crate::engine::images::{Incoming, Keep, Outgoing, Sharer, Shelf, Stored, Whose};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -29,10 +29,12 @@ impl DockerEngine {
             self.adopt(ctx, &mut state, &image).await?;
         }
         self.sweep_volume(&state).await?;
-        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts]).await;
-        // Frozen or not, the server comes up again.
-        let server = self.answering(ctx, &mut state).await?;
+        let about = Whose::of(ctx).to_json();
+        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts, &about]).await;
+        // Frozen or not, and whatever the user asks for, the server comes up again.
+        let server = self.answering(&ctx.uninterrupted(), &mut state).await?;
         frozen?;
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         Ok(server)
     }
 
@@ -101,18 +103,19 @@ impl DockerEngine {
         let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
         let container = self.container().await?;
-        if let Some(container) = &container {
-            super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
-        }
         let before = state.clone();
         let moved = async {
+            if let Some(container) = &container {
+                super::ready::cancellable(ctx, self.client.stop(&container.id)).await??;
+            }
             let volume = VolumeMount {
                 volume: self.name.clone(),
                 target: image.mount.clone(),
                 read_only: true,
             };
             let generation = generation();
-            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data]);
+            let about = Whose::of(ctx).to_json();
+            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data, &about]);
             pool::act_alone(ctx, &self.client, image, &pool, command, vec![volume]).await?;
             if let Some(docker) = &mut state.docker {
                 docker.pool = Some(pool.state());
@@ -131,7 +134,7 @@ impl DockerEngine {
                 }
                 *state = before;
                 let container = self.container().await?;
-                self.start(ctx, state, image, container).await?;
+                self.start(&ctx.uninterrupted(), state, image, container).await?;
                 Err(error)
             }
         }
@@ -186,7 +189,8 @@ impl DockerEngine {
             let image = image::ensure(ctx, &self.client, &self.image).await?;
             self.adopt(ctx, &mut state, &image).await?;
         }
-        self.turn(ctx, "replace", &[name, &generation()], keep).await
+        let about = Whose::of(ctx).to_json();
+        self.turn(ctx, "replace", &[name, &generation(), &about], keep).await
     }
 
     /// Serves what the last [`Self::replace`] has kept; keeps what it served until now.
@@ -213,11 +217,13 @@ impl DockerEngine {
         let mut state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         self.sweep_volume(&state).await?;
+        // Data that is whole is served when this returns, also where the user has asked to stop.
+        let calm = &ctx.uninterrupted();
         let old = match self.act(ctx, &state, &image, act, arguments).await {
             Ok(old) => old,
             Err(error) => {
-                // It may have stopped the server; whatever it has done, data that is whole is served.
-                self.answering(ctx, &mut state).await?;
+                // It may have stopped the server.
+                self.answering(calm, &mut state).await?;
                 return Err(error);
             }
         };
@@ -225,15 +231,14 @@ impl DockerEngine {
         match self.answering(ctx, &mut state).await {
             Ok(server) => {
                 let kept = if keep == Keep::Yes { old } else { "" };
-                self.act(ctx, &state, &image, "settle", &[kept]).await?;
+                self.act(calm, &state, &image, "settle", &[kept]).await?;
                 Ok(server)
             }
-            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 // The first error is the one that counts; the old data is served again.
-                self.act(ctx, &state, &image, "switch", &[old]).await?;
-                self.answering(ctx, &mut state).await?;
-                self.act(ctx, &state, &image, "unwind", &[]).await?;
+                self.act(calm, &state, &image, "switch", &[old]).await?;
+                self.answering(calm, &mut state).await?;
+                self.act(calm, &state, &image, "unwind", &[]).await?;
                 Err(error)
             }
         }
@@ -274,6 +279,15 @@ impl DockerEngine {
         let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
         let lines = self.act(ctx, &state, &image, "list", &[]).await?;
         Ok(lines.lines().filter_map(Stored::parse).collect())
+    }
+
+    /// The environments of all projects whose data lies in the pool.
+    pub(in crate::engine) async fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
+        let lines = self.act(ctx, &state, &image, "sharers", &[]).await?;
+        Ok(lines.lines().filter_map(Sharer::parse).collect())
     }
 
     /// Removes images.
@@ -364,9 +378,14 @@ impl DockerEngine {
         if output.status == 0 {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(Error::DockerCall {
+        let error = Error::DockerCall {
             action: format!("{act} in {}", self.what()),
             reason: String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "),
+        };
+        let pool = here.labels.get(label::POOL).and_then(|label| Pool::from_label(label));
+        Err(match pool {
+            Some(pool) => pool.explain(error),
+            None => error,
         })
     }
 

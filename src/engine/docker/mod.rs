@@ -14,7 +14,6 @@ mod images;
 mod pool;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -58,8 +57,6 @@ const MARKER: &str = "seedbed.json";
 /// Where the first password is handed over; emptied afterwards.
 const PASSWORD_FILE: &str = "seedbed.password";
 const SUPERUSER: &str = "postgres";
-/// After a removal the port can stay taken for a moment (PITFALLS, fact 9).
-const PORT_RELEASE: Duration = Duration::from_secs(5);
 /// Ports that somebody else takes between our look and our start.
 const PORT_TRIES: usize = 5;
 
@@ -359,13 +356,7 @@ impl DockerEngine {
     ) -> Result<(u16, Data), Error> {
         let mut remembered = state.docker.as_ref().map(|docker| docker.port);
         for _ in 0..PORT_TRIES {
-            let port = match self.port {
-                Some(port) => {
-                    self.wait_for_port(ctx, port, removed).await?;
-                    port
-                }
-                None => port::find(remembered.take())?,
-            };
+            let port = port::choose(ctx, self.port, remembered.take(), removed).await?;
             let known = state.docker.take().unwrap_or_default();
             state.docker =
                 Some(DockerState { container: None, volume: self.name.clone(), port, ..known });
@@ -394,19 +385,6 @@ impl DockerEngine {
             Some(port) => Error::PortTaken { port, by: port::taken_by(port) },
             None => Error::NoPort { reason: format!("{PORT_TRIES} in a row were taken") },
         })
-    }
-
-    /// A named port that is taken is an error, after a moment's patience when it was ours just now.
-    async fn wait_for_port(&self, ctx: &Context, port: u16, was_ours: bool) -> Result<(), Error> {
-        let limit = if was_ours { PORT_RELEASE } else { Duration::ZERO };
-        ready::until(ctx, limit, async || {
-            if port::is_free(port) {
-                Ok(())
-            } else {
-                Err(Error::PortTaken { port, by: port::taken_by(port) })
-            }
-        })
-        .await
     }
 
     /// Refuses a volume that is not ours or holds another major version.

@@ -150,6 +150,18 @@ impl Pool {
         Err(no_pool("other programs take the loop devices"))
     }
 
+    /// An error of an act, as that of a full disk where it is one.
+    pub fn explain(&self, error: Error) -> Error {
+        let Error::DockerCall { action, reason } = error else { return error };
+        // The first is said by `act.sh`, the second by the programs that it runs.
+        let full = ["no space", "No space left on device"].iter().any(|word| reason.contains(word));
+        if !full {
+            return Error::DockerCall { action, reason };
+        }
+        let below = reason.contains("no space below");
+        Error::NoSpace { action, pool: self.name.clone(), below, reason }
+    }
+
     /// How a container mounts it.
     pub fn volumes(&self) -> Vec<VolumeMount> {
         let mut volumes = vec![VolumeMount {
@@ -252,7 +264,8 @@ pub(super) async fn act_alone(
         ..NewContainer::default()
     };
     let name = format!("{}-act-{}", pool.name, super::clients::random_name());
-    run_as(ctx, client, image, &name, new, Vec::new()).await
+    let ran = run_as(ctx, client, image, &name, new, Vec::new()).await;
+    ran.map_err(|error| pool.explain(error))
 }
 
 /// As [`act_alone`], for an act that reads an archive: the folder `data` with what comes in, then

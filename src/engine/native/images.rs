@@ -12,12 +12,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{MARKER, NativeEngine, remove_dir};
 use crate::context::Context;
-use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Stored};
+use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Sharer, Shelf, Stored, Whose};
 use crate::engine::place::{self, RunAs};
 use crate::engine::{Error, Server};
 use crate::engine::{ready, state};
 
 const FACTS: &str = "image.json";
+/// In a data directory: the image that it came from.
+const FROM: &str = "seedbed.from";
 
 impl NativeEngine {
     fn next(&self) -> Utf8PathBuf {
@@ -34,7 +36,7 @@ impl NativeEngine {
 
     /// The same with the environment's points in the place of images: they go with its data.
     pub(in crate::engine) fn points(&self) -> Self {
-        Self { images_dir: self.home.join("points"), ..self.clone() }
+        Self { images_dir: self.home.join("points"), shelf: Shelf::Points, ..self.clone() }
     }
 
     fn image(&self, name: &str) -> Utf8PathBuf {
@@ -55,11 +57,22 @@ impl NativeEngine {
         facts: &str,
     ) -> Result<Server, Error> {
         self.can_freeze()?;
-        self.stop_for_images(ctx).await?;
-        let frozen = self.freeze_stopped(name, facts);
-        let server = self.ensure(ctx).await?;
+        let frozen = match self.stop_for_images(ctx).await {
+            Ok(()) => self.freeze_stopped(name, facts),
+            Err(error) => Err(error),
+        };
+        let server = self.serve_again(ctx).await?;
         frozen?;
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         Ok(server)
+    }
+
+    /// Serves the data, whatever has happened, also where the user has asked to stop.
+    async fn serve_again(&self, ctx: &Context) -> Result<Server, Error> {
+        let calm = ctx.uninterrupted();
+        // One whose stop was cut off is on its way down.
+        self.stop_for_images(&calm).await?;
+        self.ensure_on(&calm, true).await
     }
 
     fn freeze_stopped(&self, name: &str, facts: &str) -> Result<(), Error> {
@@ -74,8 +87,13 @@ impl NativeEngine {
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
         clone(&self.data(), &part.join("data"), self.user)?;
+        if self.shelf == Shelf::Images {
+            // That is about an environment; there may be none.
+            let _ = std::fs::remove_file(part.join("data").join(FROM));
+        }
         let path = part.join(FACTS);
         fs_err::write(&path, facts).map_err(Error::file("write", &path))?;
+        self.came_from(name, &self.data())?;
         let _lock = self.lock_images()?;
         remove_dir(&image)?;
         fs_err::rename(&part, &image).map_err(Error::file("make", &image))
@@ -108,6 +126,7 @@ impl NativeEngine {
             }
         }
         self.carry_settings()?;
+        self.came_from(name, &self.next())?;
         self.turn(ctx, &self.next(), keep).await
     }
 
@@ -220,6 +239,40 @@ impl NativeEngine {
         fs_err::write(&path, facts).map_err(Error::file("write", &path))
     }
 
+    /// Says in a data directory which image it came from. What is cloned from a point came from where
+    /// that did.
+    fn came_from(&self, image: &str, data: &Utf8Path) -> Result<(), Error> {
+        if self.shelf == Shelf::Points {
+            return Ok(());
+        }
+        let path = data.join(FROM);
+        fs_err::write(&path, format!("{image}\n")).map_err(Error::file("write", &path))?;
+        place::give(&path, self.user)
+    }
+
+    /// The environments of the project that have data here.
+    pub(in crate::engine) fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
+        let all = std::iter::once(ctx.project_dir()).chain(ctx.branch_dirs());
+        let mut sharers = Vec::new();
+        for dir in all {
+            let Ok(state) = state::read_in(&dir) else { continue };
+            let Some(native) = state.native.as_ref().filter(|native| native.data.is_dir()) else {
+                continue;
+            };
+            let from = std::fs::read_to_string(native.data.join(FROM)).ok();
+            sharers.push(Sharer {
+                image: from.map(|image| image.trim().to_owned()),
+                whose: Whose {
+                    project: ctx.config.project.to_string(),
+                    branch: state.branch().map(str::to_owned),
+                },
+                bytes: size(&native.data)?,
+                own_bytes: None,
+            });
+        }
+        Ok(sharers)
+    }
+
     /// What is set by hand on a server belongs to the environment, not to its image.
     fn carry_settings(&self) -> Result<(), Error> {
         for name in ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"] {
@@ -250,13 +303,15 @@ impl NativeEngine {
         self.turn(ctx, &self.kept(), Keep::Yes).await
     }
 
-    /// Makes the folder `from` the data. Where it does not start, the old data is served again.
+    /// Makes the folder `from` the data. Where it does not start, or the user asks to stop before it has,
+    /// the old data is served again.
     async fn turn(&self, ctx: &Context, from: &Utf8Path, keep: Keep) -> Result<Server, Error> {
-        self.stop_for_images(ctx).await?;
-        self.settle_old()?;
-        rename(&self.data(), &self.old())?;
-        rename(from, &self.data())?;
-        match self.ensure(ctx).await {
+        if let Err(error) = self.put_in_place(ctx, from).await {
+            // Between the two renames the old data comes back by itself.
+            self.serve_again(ctx).await?;
+            return Err(error);
+        }
+        match self.ensure_on(ctx, true).await {
             Ok(server) => {
                 match keep {
                     Keep::Yes => self.settle_old()?,
@@ -267,15 +322,21 @@ impl NativeEngine {
                 }
                 Ok(server)
             }
-            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
-                self.stop_for_images(ctx).await?;
+                self.stop_for_images(&ctx.uninterrupted()).await?;
                 rename(&self.data(), from)?;
                 rename(&self.old(), &self.data())?;
-                self.ensure(ctx).await?;
+                self.serve_again(ctx).await?;
                 Err(error)
             }
         }
+    }
+
+    async fn put_in_place(&self, ctx: &Context, from: &Utf8Path) -> Result<(), Error> {
+        self.stop_for_images(ctx).await?;
+        self.settle_old()?;
+        rename(&self.data(), &self.old())?;
+        rename(from, &self.data())
     }
 
     /// What a run that was cut off after both renames has left: it was replaced last, and is kept.

@@ -173,6 +173,34 @@ async fn a_remembered_port_that_is_taken_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_a_moment_longer_than_the_old_container_lives_is_waited_for() {
+    if !docker_is_here() {
+        return;
+    }
+    let named = format!("{DOCKER}port = {}\n", crate::harness::postgres::free_port());
+    for config in [DOCKER, &named] {
+        let project = Project::new(config);
+        let engine = project.engine().await;
+        let ctx = project.context();
+        let first = engine.ensure(&ctx).await.expect("starts").admin.port;
+        let name = container_of(&project);
+        shell(&format!("docker kill {name}"));
+        let holder = std::net::TcpListener::bind(("127.0.0.1", first)).expect("it is free by now");
+        let release = std::thread::spawn(move || {
+            // The moment: whoever does not wait has failed, or taken another port, within it.
+            shell(&format!(
+                "while docker container inspect {name} >/dev/null 2>&1; do :; done; sleep 1"
+            ));
+            drop(holder);
+        });
+        let again = engine.ensure(&ctx).await.expect("starts on the same port").admin.port;
+        assert!(release.is_finished(), "{config}: it cannot have been free");
+        release.join().expect("it was let go");
+        assert_eq!(again, first, "{config}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_container_of_our_name_is_left_alone() {
     if !docker_is_here() {
         return;

@@ -7,7 +7,7 @@ use seedbed::engine::{Error, Volumes};
 use seedbed::error::Exit;
 
 use super::{Project, native_config, shell};
-use crate::harness::server;
+use crate::harness::{postgres, server};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn binaries_that_are_not_there_are_named() {
@@ -28,6 +28,29 @@ async fn a_named_port_that_a_foreign_postgres_has_is_an_error() {
         error.to_string().contains("a PostgreSQL server that is not this project's"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_a_client_has_by_chance_for_a_moment_is_waited_for() {
+    let named = format!("{}port = {}\n", native_config(), postgres::free_port());
+    for config in [native_config(), named] {
+        let project = Project::new(&config);
+        let engine = project.engine().await;
+        let ctx = project.context();
+        let first = engine.ensure(&ctx).await.expect("starts").admin.port;
+        engine.stop(&ctx, Volumes::Keep).await.expect("stops");
+        // Nobody listens there, and nobody else can.
+        let holder = tokio::net::TcpSocket::new_v4().expect("there are sockets");
+        holder.bind(([127, 0, 0, 1], first).into()).expect("it is free by now");
+        let release = std::thread::spawn(move || {
+            shell("sleep 1");
+            drop(holder);
+        });
+        let again = engine.ensure(&ctx).await.expect("starts on the same port").admin.port;
+        assert!(release.is_finished(), "{config}: it cannot have been free");
+        release.join().expect("it was let go");
+        assert_eq!(again, first, "{config}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

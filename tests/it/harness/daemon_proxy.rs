@@ -1,15 +1,16 @@
 //! A door to the Docker daemon that a test can shut at any call that changes something: the daemon has done
-//! it, whoever asked is killed before it knows.
+//! it, whoever asked is killed before it knows, or is let know later.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+/// The machine's own.
 const DAEMON: &str = "/var/run/docker.sock";
 
 /// The door: a socket that passes everything on to the daemon.
@@ -17,24 +18,38 @@ pub struct DaemonProxy {
     socket: Utf8PathBuf,
     seen: Arc<Mutex<Vec<String>>>,
     arrival: Receiver<()>,
+    open: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl DaemonProxy {
     /// Opens it, with a socket in this folder; the answer to the call with the number `stop` is not passed on.
     /// Calls that change something are counted, from 1.
     pub fn start(folder: &Utf8Path, stop: usize) -> Self {
+        Self::before(Utf8Path::new(DAEMON), folder, stop)
+    }
+
+    /// The same before another daemon than the machine's own.
+    pub fn before(daemon: &Utf8Path, folder: &Utf8Path, stop: usize) -> Self {
         let socket = folder.join(format!("{}.sock", super::unique("docker")));
         let listener = UnixListener::bind(&socket).expect("the folder is ours");
         let (arrive, arrival) = channel();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let calls = Calls { stop, count: Arc::default(), seen: Arc::clone(&seen), arrive };
+        let open = Arc::default();
+        let calls = Calls {
+            daemon: daemon.to_owned(),
+            stop,
+            count: Arc::default(),
+            seen: Arc::clone(&seen),
+            arrive,
+            open: Arc::clone(&open),
+        };
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let calls = calls.clone();
                 std::thread::spawn(move || calls.serve(client));
             }
         });
-        Self { socket, seen, arrival }
+        Self { socket, seen, arrival, open }
     }
 
     /// As `DOCKER_HOST` names it.
@@ -51,19 +66,28 @@ impl DaemonProxy {
     pub fn stopped(&self, patience: std::time::Duration) -> bool {
         self.arrival.recv_timeout(patience).is_ok()
     }
+
+    /// Opens the door again, for good.
+    pub fn go_on(&self) {
+        let (open, changed) = &*self.open;
+        *open.lock().expect("no thread panics with it") = true;
+        changed.notify_all();
+    }
 }
 
 #[derive(Clone)]
 struct Calls {
+    daemon: Utf8PathBuf,
     stop: usize,
     count: Arc<AtomicUsize>,
     seen: Arc<Mutex<Vec<String>>>,
     arrive: std::sync::mpsc::Sender<()>,
+    open: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Calls {
     fn serve(self, mut client: UnixStream) {
-        let Ok(mut daemon) = UnixStream::connect(DAEMON) else { return };
+        let Ok(mut daemon) = UnixStream::connect(&self.daemon) else { return };
         let (Ok(mut from_daemon), Ok(mut to_client)) = (daemon.try_clone(), client.try_clone())
         else {
             return;
@@ -104,15 +128,16 @@ impl Calls {
         match number.cmp(&self.stop) {
             std::cmp::Ordering::Less => {}
             std::cmp::Ordering::Equal => held.store(true, Ordering::SeqCst),
-            // The kill is on its way.
+            // What stopped it is on its way.
             std::cmp::Ordering::Greater => self.halt(),
         }
     }
 
-    fn halt(&self) -> ! {
+    /// Says that the call has come, and waits until the door is open again.
+    fn halt(&self) {
         let _ = self.arrive.send(());
-        loop {
-            std::thread::park();
-        }
+        let (open, changed) = &*self.open;
+        let open = open.lock().expect("no thread panics with it");
+        drop(changed.wait_while(open, |open| !*open).expect("no thread panics with it"));
     }
 }

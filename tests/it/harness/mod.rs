@@ -14,6 +14,7 @@ pub mod moto;
 pub mod postgres;
 pub mod s3;
 pub mod sandbox;
+pub mod second_daemon;
 pub mod strace;
 pub mod tcp_proxy;
 pub mod watchdog;

@@ -37,6 +37,15 @@ pub fn killed_at<'s>(sandbox: &'s Sandbox, calls: &'static str, number: usize) -
     Injection { sandbox, calls, what: format!("signal=KILL:when={number}") }
 }
 
+/// The program is interrupted, as by Ctrl-C, when a thread of it makes this call for the `number`th time.
+pub fn interrupted_at<'s>(
+    sandbox: &'s Sandbox,
+    calls: &'static str,
+    number: usize,
+) -> Injection<'s> {
+    Injection { sandbox, calls, what: format!("signal=INT:when={number}") }
+}
+
 impl Injection<'_> {
     /// What the run showed, and the calls that were hit, with the paths of their files.
     pub fn run(&self, args: &[&str]) -> (Run, Vec<String>) {

@@ -10,16 +10,16 @@ use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::{self, strace};
 
 /// A debug build's reset takes some seconds on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a kill may find.
-struct Contents {
-    clean: String,
-    used: String,
+pub(super) struct Contents {
+    pub clean: String,
+    pub used: String,
 }
 
 /// A project with an image, in use.
-async fn ready(project: &Project) -> Contents {
+pub(super) async fn ready(project: &Project) -> Contents {
     project.run(&["up"]).succeeds();
     let clean = project.contents().await;
     use_it(project).await;
@@ -156,4 +156,81 @@ async fn native_killed_at_any_rename_of_a_reset_serves_the_old_or_the_new_databa
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     let state = project.sandbox.project().join(".seedbed");
     assert!(!state.join("native").exists() && !state.join("images").exists());
+}
+
+/// The points of the default environment, by name.
+fn points(project: &Project) -> Vec<String> {
+    let list = project.run(&["branch", "list", "--json"]).succeeds().json();
+    let points = list["result"][0]["points"].as_array().expect("a list").clone();
+    points.iter().map(|point| point["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_save_or_a_restore_loses_neither_data_nor_point() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let Contents { used: point, .. } = ready(&project).await;
+    project.run(&["branch", "save", "point"]).succeeds();
+    project.sql("update shop.item set cents = 2").await;
+    let later = project.contents().await;
+    let save = &["branch", "save", "point", "--replace"][..];
+    let restore = &["branch", "restore", "point"][..];
+    for args in [restore, save] {
+        // The last restore has come to its end.
+        project.sql("update shop.item set cents = 2").await;
+        let mut count = 0;
+        for stop in stops() {
+            let Some(seen) = kill(&project, args, stop) else { break };
+            let at = format!("call {stop} of {args:?}: {}", seen.last().map_or("", String::as_str));
+            harness::say(&format!("killed {at}"));
+            project.run(&["up"]).succeeds();
+            let found = project.contents().await;
+            assert!(found == later || (args == restore && found == point), "{at}: {found}");
+            project.run(restore).succeeds();
+            let found = project.contents().await;
+            assert!(found == point || (args == save && found == later), "{at}: {found}");
+            // Again as it was before: the older point, and other data.
+            project.sql("update shop.item set cents = 1").await;
+            assert_eq!(project.contents().await, point, "{at}");
+            project.run(save).succeeds();
+            assert_eq!(points(&project), ["point"], "{at}");
+            project.sql("update shop.item set cents = 2").await;
+            assert_eq!(project.contents().await, later, "{at}");
+            count += 1;
+        }
+        assert!(count >= 1, "{args:?} made no calls");
+    }
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_branchs_removal_leaves_nothing_of_it_and_all_else() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let contents = ready(&project).await;
+    let delete = ["branch", "delete", "gone", "--yes"];
+    let filters = format!(
+        "--filter label=seedbed.branch=gone --filter label=seedbed.path={}",
+        project.sandbox.project()
+    );
+    let of_branch = format!(
+        "docker ps -aq {filters}; docker volume ls -q {filters}; \
+         docker run --rm -v {pool}-mounted:/p --entrypoint ls postgres:17 /p/envs | tail -n +2"
+    );
+    let mut count = 0;
+    for stop in stops() {
+        project.run(&["up", "--branch", "gone"]).succeeds();
+        let Some(seen) = kill(&project, &delete, stop) else { break };
+        let at = format!("call {stop}: {}", seen.last().map_or("", String::as_str));
+        harness::say(&format!("killed at {at}"));
+        assert_eq!(project.contents().await, contents.used, "{at}");
+        project.run(&delete).succeeds();
+        assert_eq!(shell(&of_branch), "", "{at}");
+        assert_eq!(project.sandbox.branches(), Vec::<String>::new(), "{at}");
+        count += 1;
+    }
+    assert!(count >= 1, "a removal makes calls");
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.contents().await, contents.clean, "the image is there still");
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
 }

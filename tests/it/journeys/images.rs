@@ -3,15 +3,16 @@
 //! The databases are small, so `images.min_size = 1` asks for images; each Docker project has a pool of
 //! its own, so that the last one of a pool is seen to leave nothing.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use seedbed::pg::Session;
 
-use super::{Project, docker_is_here};
-use crate::harness::postgres::newest_bin_dir;
+use super::{Project, docker_is_here, until};
+use crate::harness::postgres::{newest_bin_dir, query_text};
 use crate::harness::{require, unique, watchdog};
+use crate::interrupts::lock_on;
 
 pub(super) fn shell(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().expect("there is a shell");
@@ -24,13 +25,18 @@ pub(super) async fn in_docker() -> Option<(Project, String)> {
     if !docker_is_here() {
         return None;
     }
-    let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     let pool = unique("seedbed-test-pool");
+    Some((in_pool(&pool).await, pool))
+}
+
+/// A project whose server runs in Docker and shares this pool.
+pub(super) async fn in_pool(pool: &str) -> Project {
+    let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
-    project.sandbox.set("SEEDBED_IMAGES_POOL", &pool);
+    project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
-    Some((project, pool))
+    project
 }
 
 /// A folder on a file system with reflinks, made once.
@@ -257,4 +263,142 @@ async fn what_is_lent_comes_from_a_template_beside_the_image_and_outlives_a_rese
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
     let status = project.run(&["status"]).succeeds().stdout;
     assert!(status.contains(", a clone of the image built 2"), "{status}");
+}
+
+/// Starts a run whose output is wanted.
+fn started(project: &Project, args: &[&str]) -> std::process::Child {
+    let mut command = project.sandbox.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("the program was built for this suite")
+}
+
+fn ended(project: &Project, args: &[&str], child: std::process::Child) -> crate::harness::Run {
+    project.sandbox.ended(args, child.wait_with_output().expect("our own child"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_lent_keeps_a_reset_from_replacing_the_server() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    use_it(&project).await;
+    // The template is there from now on.
+    project.run(&["db", "create"]).succeeds();
+    project.run(&["db", "drop", "--all"]).succeeds();
+    let admin = project.admin();
+    let template = "select datname from pg_database where datistemplate and datname like 'shop%'";
+    let template = query_text(&admin, template).await;
+
+    let held = lock_on(&admin, &template).await;
+    let waiting = "select count(*) from pg_stat_activity
+        where application_name = 'seedbed' and wait_event_type = 'Lock' and query like 'create database%'";
+    let create = started(&project, &["db", "create"]);
+    until(&admin, waiting, "1").await;
+    let reset = started(&project, &["reset"]);
+    until(&admin, waiting, "2").await;
+    held.batch("rollback").await.expect("it is open");
+    held.close().await;
+    let create = ended(&project, &["db", "create"], create).succeeds();
+    let reset = ended(&project, &["reset"], reset).succeeds();
+    let note = "the image is not taken: it would replace a database that is being lent as well";
+    assert!(reset.stderr.contains(note), "{}", reset.stderr);
+    let name = create.stdout.trim().rsplit('/').next().expect("a URL").to_owned();
+    assert_eq!(super::contents(&admin.with_database(&name)).await, clean);
+    assert_eq!(project.contents().await, clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_lent_a_database_while_the_server_is_replaced_has_it_afterwards() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    let create = &["db", "create"];
+    let mut lent = 0;
+    for _ in 0..4 {
+        project.run(create).succeeds();
+        project.run(&["db", "drop", "--all"]).succeeds();
+        use_it(&project).await;
+        let reset = started(&project, &["reset"]);
+        let creates: Vec<_> = (0..4).map(|_| started(&project, create)).collect();
+        for child in creates {
+            let run = ended(&project, create, child);
+            // One that finds no template any more, and the project held by the reset, says so.
+            if run.code == Some(11) || run.code == Some(4) {
+                continue;
+            }
+            let name = run.succeeds().stdout.trim().rsplit('/').next().expect("a URL").to_owned();
+            assert_eq!(super::contents(&project.admin().with_database(&name)).await, clean);
+            lent += 1;
+        }
+        ended(&project, &["reset"], reset).succeeds();
+        assert_eq!(project.contents().await, clean);
+        project.run(&["db", "drop", "--all"]).succeeds();
+    }
+    crate::harness::say(&format!("{lent} of 16 were lent while the server was replaced"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_lists_which_environments_share_blocks_with_which_image() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.run(&["up"]).succeeds();
+    project.run(&["up", "--branch", "add/notes"]).succeeds();
+    let other = in_pool(&pool).await;
+    other.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    other.run(&["up"]).succeeds();
+    let list = || {
+        let list = project.run(&["images", "list", "--json"]).succeeds().json();
+        list["result"].as_array().expect("a list").clone()
+    };
+    let images = list();
+    assert_eq!(images.len(), 2, "{images:?}");
+    assert_eq!(images[0]["environments"][0]["project"], other.sandbox.project().as_str());
+    assert_eq!(images[0]["environments"].as_array().map(Vec::len), Some(1));
+    let ours = |images: &[serde_json::Value], branch: Option<&str>| {
+        let all = images[1]["environments"].as_array().expect("a list").clone();
+        assert_eq!(all.len(), 2, "{all:?}");
+        let one = all.into_iter().find(|one| one["branch"].as_str() == branch);
+        let one = one.unwrap_or_else(|| panic!("{branch:?} is not there: {images:?}"));
+        assert_eq!(one["project"], project.sandbox.project().as_str());
+        (one["bytes"].as_u64().expect("bytes"), one["own_bytes"].as_u64().expect("bytes"))
+    };
+    let (before, branch) = (ours(&images, None), ours(&images, Some("add/notes")));
+    crate::harness::say(&format!("{before:?} {branch:?}"));
+    assert!(before.1 < before.0 && branch.1 < branch.0, "{before:?} {branch:?}");
+
+    // Twenty megabytes that no other has.
+    project
+        .sql(
+            "create table shop.big as select repeat(md5(n::text), 30) x from generate_series(1, 20000) n;
+             checkpoint",
+        )
+        .await;
+    let images = list();
+    let after = ours(&images, None);
+    assert!((18_000_000..45_000_000).contains(&(after.1 - before.1)), "{before:?} {after:?}");
+    assert!(ours(&images, Some("add/notes")).1 < branch.1 + 1_000_000);
+
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(table.contains("shares blocks with"), "{table}");
+    let row = format!("{}, branch add/notes  ", project.sandbox.project());
+    assert!(table.contains(&row), "{table}");
+    other.run(&["down", "--volumes", "--yes"]).succeeds();
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(!table.contains(&format!("\n{}  ", other.sandbox.project())), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_lists_which_environments_came_from_which_image() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    project.run(&["up", "--branch", "add/notes"]).succeeds();
+    let images = project.run(&["images", "list", "--json"]).succeeds().json();
+    let all = images["result"][0]["environments"].as_array().expect("a list").clone();
+    let branches: Vec<Option<&str>> = all.iter().map(|one| one["branch"].as_str()).collect();
+    assert_eq!(branches, [None, Some("add/notes")], "{all:?}");
+    // The next one is frozen from the default environment; the older one goes.
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    project.run(&["reset"]).succeeds();
+    project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(table.contains(", which is gone  "), "{table}");
 }

@@ -8,14 +8,18 @@
 
 mod branches;
 mod ci;
+mod connections;
+mod daemon_restarts;
 mod disk_full;
 mod engines;
+mod image_interrupts;
 mod image_kills;
 mod images;
 mod killed_server;
 mod lend;
 mod many;
 mod nearest;
+mod pool_full;
 mod published;
 mod reset;
 mod seed;

@@ -8,9 +8,9 @@ set -eu
 root="$1" files="$2" env="$root/envs/$3" held="$4" act="$5"
 shift 5
 # points ACT ...: the frozen data is that of this environment's points, not the images of all.
-frozen="$root/images"
+frozen="$root/images" shelf=images
 if [ "$act" = points ]; then
-  frozen="$env/images" act="$1"
+  frozen="$env/images" shelf=points act="$1"
   shift
 fi
 
@@ -47,15 +47,41 @@ in_pool() {
   [ -d "$root/envs" ] || fail "the pool is gone"
 }
 
-# room KILOBYTES: in the pool, and where its file lies.
+free_in() {
+  df -Pk "$1" | tail -n 1 | awk '{ print $4 }'
+}
+
+# The pool's file takes its place on the disk below only as it is written. Without this its file system
+# would promise more than that disk has, and what does not fit there is lost without a word: the kernel
+# fails the write when the server has long been told that it is done. So what the disk below has not is
+# taken up by a file that nothing is ever written to, and whoever wants too much is told at once.
+ballast() {
+  [ -d "$files" ] || return 0
+  exec 7>"$root/.ballast.lock"
+  # Somebody else does it.
+  flock -n 7 || return 0
+  taken=0
+  [ ! -f "$root/.ballast" ] || taken=$(du -k "$root/.ballast" | cut -f 1)
+  wanted=$(($(free_in "$root") + taken - ($(free_in "$files") - reserve)))
+  [ "$wanted" -gt 0 ] || wanted=0
+  if [ "$wanted" -lt "$taken" ]; then
+    truncate -s "${wanted}K" "$root/.ballast"
+  elif [ "$wanted" -gt "$taken" ]; then
+    fallocate -l "${wanted}K" "$root/.ballast"
+  fi
+  exec 7>&-
+}
+
+# room KILOBYTES: on the disk below, where the pool's file lies, and in the pool.
 room() {
-  for place in "$root" "$files"; do
-    [ -d "$place" ] || continue
-    free=$(df -Pk "$place" | tail -n 1 | awk '{ print $4 }')
-    name="the pool"
-    [ "$place" = "$root" ] || name="the file system that holds the pool"
-    [ "$free" -ge "$1" ] || fail "no space: $name has $((free / 1024)) MB left of $(($1 / 1024)) MB that are needed"
-  done
+  if [ -d "$files" ]; then
+    free=$(($(free_in "$files") - reserve))
+    [ "$free" -ge "$1" ] || fail "no space below: $((free / 1024)) MB can be used, $(($1 / 1024)) MB are needed"
+  fi
+  # A disk that is nearly full is no reason not to try.
+  (ballast) || true
+  free=$(free_in "$root")
+  [ "$free" -ge "$1" ] || fail "no space: $((free / 1024)) MB are left, $(($1 / 1024)) MB are needed"
 }
 
 # Stops the server of this container, if it is one, and keeps it down until this script has ended.
@@ -84,7 +110,8 @@ release() {
 # A copy of a data directory that shares its blocks; whole or not there.
 clone() {
   rm -rf "$2" "$2.part"
-  cp -a --reflink=always "$1" "$2.part"
+  # What fails for want of room leaves none of it taken.
+  cp -a --reflink=always "$1" "$2.part" || { rm -rf "$2.part"; exit 1; }
   rm -f "$2.part/postmaster.pid" "$2.part/postmaster.opts"
   mv "$2.part" "$2"
 }
@@ -111,6 +138,42 @@ sweep_generations() {
   done
 }
 
+# came_from IMAGE FOLDER: says so in a data directory. What is cloned from a point came from where that did.
+came_from() {
+  [ "$shelf" = points ] || printf '%s\n' "$1" >"$2/seedbed.from" || true
+}
+
+# about JSON: whose environment it is, for people.
+about() {
+  [ "$(cat "$env/about.json" 2>/dev/null || true)" = "$1" ] || printf '%s\n' "$1" >"$env/about.json"
+}
+
+# own FOLDER: kilobytes of its files that nothing else shares, as the file system says (FIEMAP); `-`
+# where there is no Perl to ask it.
+own() {
+  command -v perl >/dev/null || { echo -; return 0; }
+  find "$1/" -type f | perl -e '
+    my $own = 0;
+    while (my $path = <STDIN>) {
+      chomp $path;
+      open(my $file, "<", $path) or next;
+      my ($start, $last) = (0, 0);
+      while (!$last) {
+        # struct fiemap with room for 64 struct fiemap_extent of 56 bytes (linux/fiemap.h).
+        my $map = pack("QQLLLL", $start, ~0, 0, 0, 64, 0) . "\0" x (64 * 56);
+        ioctl($file, 0xC020660B, $map) or last;
+        my $count = (unpack("QQLLLL", $map))[3] or last;
+        for my $at (0 .. $count - 1) {
+          my ($logical, $length, $flags) = unpack("QxxxxxxxxQx16L", substr($map, 32 + 56 * $at, 56));
+          $own += $length unless $flags & 0x2000;
+          ($start, $last) = ($logical + $length, $flags & 1);
+        }
+      }
+    }
+    printf "%d\n", ($own + 1023) / 1024;
+  '
+}
+
 # What is set by hand on a server belongs to the environment, not to its image.
 carry_settings() {
   for name in postgresql.conf postgresql.auto.conf pg_hba.conf pg_ident.conf; do
@@ -120,16 +183,18 @@ carry_settings() {
   done
 }
 
+# What the disk below needs for itself, and what others write to it until somebody looks again.
+reserve=262144
 # A clone needs next to nothing; a server that is given no more than that cannot work.
 spare=131072
 
 case "$act" in
   # Where there is none yet, these find nothing.
-  probe | adopt | here | leave | list | facts | kept) ;;
+  probe | adopt | here | leave | list | sharers | facts | kept) ;;
   *) in_pool ;;
 esac
 case "$act" in
-  # freeze NAME FACTS: the current data as an image.
+  # freeze NAME FACTS ABOUT: the current data as an image.
   freeze)
     lock_env
     room "$spare"
@@ -146,7 +211,10 @@ case "$act" in
     # Nor may it have come up meanwhile.
     stopped_cleanly "$env/current/"
     release
+    [ "$shelf" = points ] || rm -f "$part/data/seedbed.from"
     printf '%s\n' "$2" >"$part/image.json"
+    about "$3"
+    came_from "$1" "$env/current"
     lock_images -x
     [ ! -d "$image" ] || mv -T "$image" "$frozen/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
@@ -170,7 +238,7 @@ case "$act" in
     mv -T "$part" "$image"
     rm -rf "$frozen"/.gone.*
     ;;
-  # adopt GENERATION FOLDER: data from elsewhere becomes the environment's.
+  # adopt GENERATION FOLDER ABOUT: data from elsewhere becomes the environment's.
   adopt)
     in_pool
     lock_env
@@ -181,12 +249,13 @@ case "$act" in
     trap 'rm -rf "$env"/*.part' EXIT
     cp -a "$2" "$env/$1.part"
     mv "$env/$1.part" "$env/$1"
+    about "$3"
     # The volume that it came from is removed next.
     sync
     point current "$1"
     sweep_generations
     ;;
-  # replace NAME GENERATION: the environment becomes a clone of an image. Prints what it was.
+  # replace NAME GENERATION ABOUT: the environment becomes a clone of an image. Prints what it was.
   replace)
     lock_env
     room "$spare"
@@ -198,6 +267,8 @@ case "$act" in
     touch "$image/image.json"
     exec 9>&-
     carry_settings "$env/current" "$env/$2"
+    came_from "$1" "$env/$2"
+    about "$3"
     old=$(readlink "$env/current")
     hold
     # Whoever is cut off before `settle` finds here what was served.
@@ -258,6 +329,16 @@ case "$act" in
       size=$(du -sk "$folder/data" | cut -f 1)
       used=$(stat -c %Y "$found")
       printf '%s\t%s\t%s\t%s\n' "${folder##*/}" "$size" "$used" "$(cat "$found")"
+    done
+    ;;
+  # sharers: a line for each environment: the image it came from, its size in kB, how much of that is its
+  # own, whose it is.
+  sharers)
+    for found in "$root/envs"/*/current; do
+      [ -d "$found/" ] || continue
+      from=$(cat "$found/seedbed.from" 2>/dev/null || true)
+      whose=$(cat "${found%/current}/about.json" 2>/dev/null || true)
+      printf '%s\t%s\t%s\t%s\n' "$from" "$(du -sk "$found/" | cut -f 1)" "$(own "$found")" "$whose"
     done
     ;;
   # drop NAME ...: removes images, and what was left over of others.

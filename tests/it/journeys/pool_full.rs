@@ -1,0 +1,192 @@
+//! F28 in a pool: whoever meets its full disk is told which pool it is and what to do; the other
+//! environments of the pool and its images are whole, and what was refused works once there is room.
+
+use camino::Utf8PathBuf;
+use seedbed::pg::Session;
+
+use super::Project;
+use super::images::{in_docker, in_pool, shell, use_it};
+use crate::harness::second_daemon::SecondDaemon;
+use crate::harness::{require, watchdog};
+
+/// Runs a shell with the pool at `/p`.
+fn look(pool: &str, script: &str) -> String {
+    shell(&format!(
+        "docker run --rm -v {pool}-mounted:/p --entrypoint sh postgres:17 -euc '{script}'"
+    ))
+}
+
+/// Takes all of the pool but some megabytes; nothing is written for it.
+fn fill(pool: &str, room: u32) {
+    let free = "$(df -Pm /p | tail -n 1 | tr -s \" \" | cut -d \" \" -f 4)";
+    // A pool that is not there would be a folder on the machine's own disk.
+    let fill = format!("fallocate -l $(({free} - {room}))M /p/filler");
+    look(pool, &format!("test -d /p/images; rm -f /p/filler*; {fill}"));
+}
+
+/// Takes all of the pool, to the last block.
+fn fill_up(pool: &str) {
+    fill(pool, 16);
+    look(pool, "head -c 100M /dev/zero >/p/filler.rest 2>/dev/null || true");
+}
+
+fn make_room(pool: &str) {
+    look(pool, "rm -f /p/filler*");
+}
+
+/// Every byte of every image.
+fn images(pool: &str) -> String {
+    let files = "find . -type f ! -name .lock | sort";
+    look(pool, &format!("cd /p/images; {files} | grep -c image.json; {files} | xargs sha256sum"))
+}
+
+/// Writes to the server's log, and nowhere else, until the server has no room for it.
+async fn fill_the_log(project: &Project) {
+    let session = Session::connect(&project.live()).await.expect("it runs");
+    let write =
+        "select pg_logical_emit_message(false, 'test', repeat(md5(random()::text), 100000))";
+    for _ in 0..400 {
+        if session.batch(write).await.is_err() {
+            return;
+        }
+    }
+    panic!("a gigabyte of log on a disk that was said to be full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_a_full_pool_is_named_and_the_others_in_it_and_its_images_are_whole() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let other = in_pool(&pool).await;
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    other.run(&["up"]).succeeds();
+    use_it(&project).await;
+    other.sql("update shop.item set label = 'theirs'").await;
+    let (used, theirs) = (project.contents().await, other.contents().await);
+    let frozen = images(&pool);
+    let hint = format!("hint: make room in the pool `{pool}`, which environments share");
+
+    // Too little for one more server.
+    fill(&pool, 100);
+    for args in [&["reset"][..], &["branch", "save", "before"]] {
+        let run = project.run(args).exits(5);
+        let said = format!("the disk of the pool `{pool}` is full: no space: ");
+        assert!(run.stderr.contains(&said), "{}", run.stderr);
+        assert!(run.stderr.contains(&hint), "{}", run.stderr);
+    }
+    assert_eq!(project.contents().await, used);
+
+    // Too little for what a script makes.
+    let script = "create table shop.big as
+        select repeat(md5(n::text), 30) x from generate_series(1, 300000) n;";
+    project.sandbox.write("sql/V3__big.sql", script);
+    let run = project.run(&["up"]).exits(6);
+    assert!(run.stderr.contains("(SQLSTATE 53100)"), "{}", run.stderr);
+    assert!(run.stderr.contains(&hint), "{}", run.stderr);
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__big.sql")).expect("it is ours");
+    assert_eq!(project.contents().await, used);
+
+    // Too little for the server itself: it ends, and cannot start.
+    fill_up(&pool);
+    fill_the_log(&project).await;
+    let run = project.run(&["up"]).exits(4);
+    assert!(run.stderr.contains("No space left on device"), "{}", run.stderr);
+    assert!(run.stderr.contains(&hint), "{}", run.stderr);
+    assert_eq!(other.contents().await, theirs, "who only reads is not hit");
+    assert_eq!(images(&pool), frozen);
+
+    make_room(&pool);
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, used);
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(other.contents().await, theirs);
+    other.run(&["reset"]).succeeds();
+    assert_eq!(other.contents().await, clean);
+    assert_eq!(images(&pool), frozen);
+}
+
+/// A disk of twenty gigabytes that takes place only as it is written.
+fn small_disk() -> Option<Utf8PathBuf> {
+    let able = "test \"$(id -u)\" = 0 && command -v mkfs.ext4 >/dev/null";
+    let able = std::process::Command::new("sh").args(["-c", able]).status();
+    if !require("root and mkfs.ext4", able.is_ok_and(|status| status.success())) {
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
+    let dir = Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
+    watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
+    shell(&format!(
+        "mkdir {dir}/mounted && truncate -s 20G {dir}/ext4 && mkfs.ext4 -q -m 0 {dir}/ext4 && \
+         mount -o loop {dir}/ext4 {dir}/mounted"
+    ));
+    Some(dir.join("mounted"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_a_pool_promises_no_more_than_the_disk_below_it_has() {
+    let Some(disk) = small_disk() else { return };
+    let Some(daemon) = SecondDaemon::start(&disk, "postgres:17") else { return };
+    let pool = daemon.pool();
+    let mut projects = Vec::new();
+    for _ in 0..2 {
+        let mut project = in_pool(&pool).await;
+        project.sandbox.set("DOCKER_HOST", &daemon.address());
+        project.run(&["up"]).succeeds();
+        projects.push(project);
+    }
+    let [project, other] = &projects[..] else { unreachable!("two were made") };
+    let clean = project.contents().await;
+    let image = || {
+        daemon.docker(&format!(
+            "run --rm -v {pool}-mounted:/p --entrypoint sh postgres:17 -c \
+             'cd /p/images; find . -type f ! -name .lock | sort | xargs sha256sum'"
+        ))
+    };
+    let frozen = image();
+    let fill = |room: u32| {
+        let free = format!("$(df -Pm {disk} | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4)");
+        shell(&format!("rm -f {disk}/filler; fallocate -l $(({free} - {room}))M {disk}/filler"));
+    };
+
+    // Too little for one more server.
+    fill(300);
+    let run = project.run(&["reset"]).exits(5);
+    let said = format!("the disk below the pool `{pool}` is full: no space below: ");
+    assert!(run.stderr.contains(&said), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("hint: make room on the disk of Docker's volumes"),
+        "{}",
+        run.stderr
+    );
+
+    // Enough for that, and the pool has fifteen times as much; what is written beyond is refused.
+    fill(1000);
+    project.run(&["reset"]).succeeds();
+    other.sql("update shop.item set label = 'theirs'").await;
+    let theirs = other.contents().await;
+    let script = "create table shop.big as
+        select repeat(md5(n::text), 30) x from generate_series(1, 1500000) n;";
+    project.sandbox.write("sql/V3__big.sql", script);
+    let run = project.run(&["up"]).exits(6);
+    assert!(run.stderr.contains("(SQLSTATE 53100)"), "{}", run.stderr);
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__big.sql")).expect("it is ours");
+
+    // Nothing of what was said to be written is only in memory: the pool is mounted anew.
+    for project in &projects {
+        project.run(&["down"]).succeeds();
+    }
+    for project in &projects {
+        project.run(&["up"]).succeeds();
+    }
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(other.contents().await, theirs);
+    assert_eq!(image(), frozen);
+    shell(&format!("rm {disk}/filler"));
+    project.run(&["reset"]).succeeds();
+    other.run(&["reset"]).succeeds();
+    assert_eq!(other.contents().await, clean);
+    for project in projects {
+        project.run(&["down", "--volumes", "--yes"]).succeeds();
+    }
+}
