@@ -232,6 +232,7 @@ pub(crate) async fn freeze(
         schema_version,
         made_at: jiff::Timestamp::now(),
     };
+    settle(ctx, server, name).await?;
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     let step = ctx.report.step("freeze as image");
     let server = engine.freeze(ctx, &fingerprint, &facts).await;
@@ -239,6 +240,34 @@ pub(crate) async fn freeze(
     let server = server?;
     step.done("");
     Ok(Some(server))
+}
+
+/// Leaves nothing that a first reading would write: what was inserted gets its hint bits then, page by
+/// page, and autovacuum rewrites the same in every clone a minute after its start (measured: three counts
+/// copied 1.1 of 1.5 GB). Rows that were loaded frozen cost nothing here. What goes wrong is no reason to
+/// go without an image.
+pub(crate) async fn settle(ctx: &Context, server: &Server, name: &str) -> Result<(), Error> {
+    let step = ctx.report.step(format!("vacuum `{name}`"));
+    let session = crate::connect::session(&server.admin.with_database(name)).await?;
+    let vacuum = async {
+        // A commit that is not in the log's file yet, or beside one that is not, gives no hint bits: nor
+        // are the vacuum's own to be late.
+        session.batch("set synchronous_commit = on").await?;
+        session.batch("checkpoint").await?;
+        // Whoever is connected already may hold a table: it is left as it is.
+        session.batch("vacuum (freeze, analyze, skip_locked)").await
+    };
+    match ctx.until_cancelled(async { vacuum.await.map_err(|error| failed("vacuum", error)) }).await
+    {
+        Ok(()) => step.done(""),
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            step.done("not to the end");
+            ctx.report.warn(format!("clones will share less: {error}"));
+        }
+    }
+    session.close().await;
+    Ok(())
 }
 
 pub(crate) async fn roles(session: &Session) -> Result<Vec<String>, Error> {

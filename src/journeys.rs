@@ -801,6 +801,9 @@ async fn from_image(
     }
     let name = ctx.config.database.name.clone();
     let fingerprint = fingerprint(ctx, site, source, wish)?;
+    if is_small_template(ctx, site, &fingerprint).await? {
+        return Ok(None);
+    }
     let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
     let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
     if let Some(other) = shared {
@@ -817,6 +820,18 @@ async fn from_image(
     database::renew(&site.session, &name).await?;
     step.done(fingerprint);
     Ok(Some(ready(ctx, site, Vec::new(), facts.schema_version, facts.origin)))
+}
+
+/// Whether the same build stands as a template that is too small for an image: it is cloned in less time
+/// than a look into the pool takes, where other projects have one.
+async fn is_small_template(ctx: &Context, site: &Site, fingerprint: &str) -> Result<bool, Error> {
+    let found = database::list(&site.session).await?;
+    match template::ready(&found, &ctx.config.database.name, fingerprint) {
+        Some((name, _)) => {
+            Ok(image::size_of(&site.session, name).await? < ctx.config.images.min_size)
+        }
+        None => Ok(false),
+    }
 }
 
 /// Brings a clone of an older build to where this checkout is.

@@ -127,6 +127,7 @@ async fn build_and_store(
     if database::find(&site.session, &name).await?.is_none() {
         return Err(Error::Gone { id: snapshot }.into());
     }
+    image::settle(ctx, &site.server, &name).await?;
     let step = ctx.report.step("take out what is secret");
     ctx.until_cancelled(scrub::scrub(&site.server)).await?;
     step.done("");

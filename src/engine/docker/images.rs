@@ -219,7 +219,12 @@ impl DockerEngine {
         self.sweep_volume(&state).await?;
         // Data that is whole is served when this returns, also where the user has asked to stop.
         let calm = &ctx.uninterrupted();
-        let old = match self.act(ctx, &state, &image, act, arguments).await {
+        let port = state.docker.as_ref().map(|known| known.port);
+        // What is written while the clone is made need not be while nobody is served: that was a third of
+        // a reset. It ends with the server, if not before.
+        let act = self.act(ctx, &state, &image, act, arguments);
+        let (old, ()) = futures_util::join!(act, self.checkpoint(&state, port));
+        let old = match old {
             Ok(old) => old,
             Err(error) => {
                 // It may have stopped the server.
