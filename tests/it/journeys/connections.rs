@@ -70,12 +70,13 @@ impl Seen {
 }
 
 /// What a client of a database that is being replaced has to cope with: nobody listens, its session is
-/// ended, the server starts or stops, the database lets nobody in for a moment.
+/// ended, the server starts or stops, the database lets nobody in for a moment or gets another name
+/// between the first and the second look of a server that lets it in (3D000).
 fn may_pass(error: &Error) -> bool {
     match error {
         Error::Connect { .. } | Error::Closed { .. } => true,
         Error::Login { error, .. } => {
-            matches!(error.sqlstate.as_str(), "57P01" | "57P03" | "55000")
+            matches!(error.sqlstate.as_str(), "57P01" | "57P03" | "55000" | "3D000")
         }
         Error::Sql(error) => matches!(error.sqlstate.as_str(), "57P01" | "57P03"),
         Error::Tls { .. }

@@ -34,7 +34,7 @@ async fn project_in(daemon: &SecondDaemon, images: bool) -> Project {
 /// Whether `status` knows a server that answers.
 fn is_running(project: &Project) -> bool {
     let status = project.run(&["status", "--json"]).succeeds().json();
-    !status["result"]["server"].is_null()
+    !status["server"].is_null()
 }
 
 #[tokio::test(flavor = "multi_thread")]
