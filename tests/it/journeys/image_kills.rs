@@ -158,6 +158,90 @@ async fn native_killed_at_any_rename_of_a_reset_serves_the_old_or_the_new_databa
     assert!(!state.join("native").exists() && !state.join("images").exists());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_pull_takes_the_image_with_the_next_run() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    project.run(&["snapshot", "image", "latest"]).succeeds();
+    let mut clean = String::new();
+    for stop in stops() {
+        let killed = kill(&project, &["up"], stop);
+        let at = match &killed {
+            Some(seen) => format!("call {stop}: {}", seen.last().map_or("", String::as_str)),
+            None => "nowhere".to_owned(),
+        };
+        harness::say(&format!("killed at {at}"));
+        project.run(&["up"]).succeeds();
+        let found = project.contents().await;
+        if clean.is_empty() {
+            clean.clone_from(&found);
+        }
+        assert_eq!(found, clean, "killed at {at}");
+        project.run(&["down", "--volumes", "--yes"]).succeeds();
+        assert_eq!(of_pool(&pool), "", "killed at {at}");
+        if killed.is_none() {
+            assert!(stop > 1, "a pull makes calls");
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_killed_at_any_step_of_publishing_or_taking_an_image_leaves_one_or_none() {
+    if !harness::require("strace", strace::is_here()) {
+        return;
+    }
+    let Some(mut project) = native_with_reflinks().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    let make = ["snapshot", "image", "latest"];
+    let documents = |project: &Project| {
+        let found = shell(&format!(
+            "find {}/seed/snapshots/images -name '*.json' 2>/dev/null || true",
+            project.sandbox.project()
+        ));
+        found.lines().filter(|line| !line.is_empty()).count()
+    };
+    let most = if harness::full() { 400 } else { 12 };
+    let mut count = 0;
+    for number in (1..=most).step_by(if harness::full() { 1 } else { 4 }) {
+        let before = documents(&project);
+        let calls = "rename,renameat,renameat2,link,linkat";
+        let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&make);
+        if run.code == Some(0) {
+            break;
+        }
+        count += 1;
+        let left = documents(&project) - before;
+        let at_the_document = hit.iter().any(|call| call.contains(".json"));
+        assert!(left == 0 || (left == 1 && at_the_document), "{left} at {hit:?}");
+    }
+    assert!(count >= 1, "an image is made of objects that are renamed");
+    project.run(&make).succeeds();
+    // What was cut off goes by `snapshot prune` once its grace is over, and the scratch server with the next run.
+    assert!(!project.sandbox.project().join(".seedbed/image/.seedbed/native/data").exists());
+
+    let mut clean = String::new();
+    for calls in ["rename,renameat,renameat2", "mkdir,mkdirat", "openat"] {
+        let step = if calls.starts_with("rename") { 1 } else { 97 };
+        for number in (1..=most).step_by(step) {
+            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["up"]);
+            project.run(&["up"]).succeeds();
+            let found = project.contents().await;
+            if clean.is_empty() {
+                clean.clone_from(&found);
+            }
+            assert_eq!(found, clean, "killed at {calls} {number}: {hit:?}");
+            project.run(&["down", "--volumes", "--yes"]).succeeds();
+            let state = project.sandbox.project().join(".seedbed");
+            let left = state.join("native").exists() || state.join("images").exists();
+            assert!(!left, "killed at {calls} {number}: {hit:?}");
+            if run.code == Some(0) {
+                break;
+            }
+        }
+    }
+}
+
 /// The points of the default environment, by name.
 fn points(project: &Project) -> Vec<String> {
     let list = project.run(&["branch", "list", "--json"]).succeeds().json();
