@@ -217,7 +217,9 @@ impl DockerEngine {
         let mut state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         self.sweep_volume(&state).await?;
-        // Data that is whole is served when this returns, also where the user has asked to stop.
+        // Once the act has begun the switch comes to its end, whatever the user asks for: a server that is
+        // coming up has no lock file for a while, by which going back would find it.
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         let calm = &ctx.uninterrupted();
         let port = state.docker.as_ref().map(|known| known.port);
         // What is written while the clone is made need not be while nobody is served: that was a third of
@@ -233,7 +235,7 @@ impl DockerEngine {
             }
         };
         let old = old.trim();
-        match self.answering(ctx, &mut state).await {
+        match self.answering(calm, &mut state).await {
             Ok(server) => {
                 let kept = if keep == Keep::Yes { old } else { "" };
                 self.act(calm, &state, &image, "settle", &[kept]).await?;

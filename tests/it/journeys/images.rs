@@ -312,36 +312,6 @@ async fn what_is_being_lent_keeps_a_reset_from_replacing_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_lent_a_database_while_the_server_is_replaced_has_it_afterwards() {
-    let Some(project) = native_with_reflinks().await else { return };
-    project.run(&["up"]).succeeds();
-    let clean = project.contents().await;
-    let create = &["db", "create"];
-    let mut lent = 0;
-    for _ in 0..4 {
-        project.run(create).succeeds();
-        project.run(&["db", "drop", "--all"]).succeeds();
-        use_it(&project).await;
-        let reset = started(&project, &["reset"]);
-        let creates: Vec<_> = (0..4).map(|_| started(&project, create)).collect();
-        for child in creates {
-            let run = ended(&project, create, child);
-            // One that finds no template any more, and the project held by the reset, says so.
-            if run.code == Some(11) || run.code == Some(4) {
-                continue;
-            }
-            let name = run.succeeds().stdout.trim().rsplit('/').next().expect("a URL").to_owned();
-            assert_eq!(super::contents(&project.admin().with_database(&name)).await, clean);
-            lent += 1;
-        }
-        ended(&project, &["reset"], reset).succeeds();
-        assert_eq!(project.contents().await, clean);
-        project.run(&["db", "drop", "--all"]).succeeds();
-    }
-    crate::harness::say(&format!("{lent} of 16 were lent while the server was replaced"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn docker_lists_which_environments_share_blocks_with_which_image() {
     let Some((project, pool)) = in_docker().await else { return };
     project.run(&["up"]).succeeds();
