@@ -115,7 +115,7 @@ impl<'a> Source<'a> {
 
     async fn plain(&self, piece: &Piece) -> Result<Bytes, error::Error> {
         let stored = self.stored(piece).await?;
-        let needed = piece.plain_size;
+        let needed = usize::try_from(piece.plain_size).unwrap_or(usize::MAX);
         let opened = tokio::task::spawn_blocking(move || chunk::decompress(&stored, needed)).await;
         let opened =
             opened.unwrap_or_else(|error| Err(Damage::Frame { reason: error.to_string() }));

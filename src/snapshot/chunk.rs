@@ -1,10 +1,8 @@
 //! Rows as stored bytes and back: zstd frames, hashed on both sides, packed into objects.
 //!
 //! Compressing and hashing run in blocking threads, a chunk at a time: memory depends on the size of
-//! chunks, never on the table's. Reading promises that no byte is handed on before the stored hash, the
-//! plain size and the plain hash have all been found right.
-
-use std::io::Read;
+//! chunks, never on the table's. Reading promises that no byte is handed on before the stored hash (by
+//! whoever brings the object), the plain size and the plain hash have all been found right.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -14,9 +12,6 @@ use super::manifest::Chunk;
 /// What is handed to the server or read of a large object at once: large enough that the hop costs
 /// nothing.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
-
-/// 128 MiB, what `zstd` itself accepts without `--long`; frames that want more are refused unread.
-const WINDOW_LOG_MAX: u32 = 27;
 
 /// Why stored bytes are not what the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,27 +104,19 @@ fn seal_now(parts: Vec<Plain>, level: i32) -> std::io::Result<Sealed> {
     Ok(Sealed { object, bytes: Bytes::from(bytes), chunks })
 }
 
-/// The plain bytes of `chunk`, out of the whole stored object that holds it.
+/// The plain bytes of `chunk`, out of the whole stored object that holds it, whose own hash was found
+/// right.
 ///
 /// # Errors
-/// [`Damage`] when anything is not as the manifest says.
+/// [`Damage`] when anything else is not as the manifest says.
 pub(super) fn open(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage> {
-    let found = sha256(object);
-    if found != chunk.object {
-        return Err(Damage::StoredHash { found });
-    }
-    open_frame(object, chunk)
-}
-
-/// As [`open`], for an object whose own hash was found right.
-pub(super) fn open_frame(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage> {
     let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let begin = size(chunk.offset);
     let end = begin.saturating_add(size(chunk.stored_size));
     let Some(frame) = object.get(begin..end) else {
         return Err(Damage::StoredSize { found: object.len() as u64, needed: end as u64 });
     };
-    let plain = decompress(frame, chunk.plain_size)?;
+    let plain = decompress(frame, size(chunk.plain_size))?;
     let found = sha256(&plain);
     if found != chunk.plain_hash {
         return Err(Damage::PlainHash { found });
@@ -137,16 +124,24 @@ pub(super) fn open_frame(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage>
     Ok(Bytes::from(plain))
 }
 
-/// The `needed` bytes of one frame, no more and no less: a bomb costs no more than it says.
-pub(crate) fn decompress(frame: &[u8], needed: u64) -> Result<Vec<u8>, Damage> {
-    let broken = |error: std::io::Error| Damage::Frame { reason: error.to_string() };
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(broken)?;
-    decoder.window_log_max(WINDOW_LOG_MAX).map_err(broken)?;
-    // One byte over is refused.
-    let room = usize::try_from(needed.min(64 * 1024 * 1024)).unwrap_or(usize::MAX);
-    let mut plain = Vec::with_capacity(room + 1);
-    decoder.take(needed.saturating_add(1)).read_to_end(&mut plain).map_err(broken)?;
-    if plain.len() as u64 != needed {
+/// The bytes of one frame, no more and no less. In one piece: a stream would keep its window beside the
+/// result and copy all of it.
+pub(crate) fn decompress(frame: &[u8], plain_size: usize) -> Result<Vec<u8>, Damage> {
+    let broken = |reason: String| Damage::Frame { reason };
+    let needed = plain_size as u64;
+    // A frame says how much it holds; where that is not what the manifest says, it is not read.
+    match zstd::zstd_safe::get_frame_content_size(frame) {
+        Ok(Some(said)) if said != needed => return Err(Damage::PlainSize { needed }),
+        Ok(_) => {}
+        Err(error) => return Err(broken(error.to_string())),
+    }
+    // Memory is taken up as it is written to, so a bomb costs no more than it holds.
+    let mut plain = Vec::new();
+    plain.try_reserve_exact(plain_size).map_err(|error| broken(error.to_string()))?;
+    zstd::bulk::Decompressor::new()
+        .and_then(|mut one| one.decompress_to_buffer(frame, &mut plain))
+        .map_err(|error| broken(error.to_string()))?;
+    if plain.len() != plain_size {
         return Err(Damage::PlainSize { needed });
     }
     Ok(plain)
@@ -174,18 +169,49 @@ mod tests {
 
     #[tokio::test]
     async fn a_flipped_bit_or_a_wrong_size_is_damage() {
-        let (object, chunks) = packed(&[b"1\tone\n2\ttwo\n"]).await;
-        for at in 0..object.len() {
+        let text = b"1\tone\n2\ttwo\n";
+        let (object, chunks) = packed(&[text]).await;
+        for at in 0..8 * object.len() {
             let mut bytes = object.to_vec();
-            bytes[at] ^= 1;
-            let damage = open(&Bytes::from(bytes), &chunks[0]);
-            assert!(matches!(damage, Err(Damage::StoredHash { .. })), "{at}");
+            bytes[at / 8] ^= 1 << (at % 8);
+            // A bit that means nothing changes nothing.
+            if let Ok(plain) = open(&Bytes::from(bytes), &chunks[0]) {
+                assert_eq!(plain, text.as_slice(), "{at}");
+            }
         }
+        let mut bytes = object.to_vec();
+        *bytes.last_mut().expect("a frame") ^= 1;
+        let damage = open(&Bytes::from(bytes), &chunks[0]);
+        assert!(
+            matches!(damage, Err(Damage::PlainHash { .. } | Damage::Frame { .. })),
+            "{damage:?}"
+        );
         let mut bomb = chunks[0].clone();
-        bomb.plain_size -= 1;
-        assert_eq!(open(&object, &bomb), Err(Damage::PlainSize { needed: bomb.plain_size }));
+        for size in [bomb.plain_size - 1, bomb.plain_size + 1, u64::MAX] {
+            bomb.plain_size = size;
+            assert_eq!(open(&object, &bomb), Err(Damage::PlainSize { needed: size }));
+        }
         let mut short = chunks[0].clone();
         short.stored_size += 1;
         assert!(matches!(open(&object, &short), Err(Damage::StoredSize { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_does_not_say_its_size_may_not_hold_more_or_less() {
+        use std::io::Write;
+        let text = vec![b'y'; 2 * super::BLOCK_BYTES];
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("compress");
+        encoder.write_all(&text).expect("compress");
+        let object = Bytes::from(encoder.finish().expect("compress"));
+        let (_, mut chunks) = packed(&[text.as_slice()]).await;
+        chunks[0].stored_size = object.len() as u64;
+        assert_eq!(open(&object, &chunks[0]).as_deref(), Ok(text.as_slice()));
+        for (size, bomb) in [(text.len() as u64 - 1, true), (text.len() as u64 + 1, false)] {
+            chunks[0].plain_size = size;
+            match open(&object, &chunks[0]) {
+                Err(Damage::Frame { .. }) => assert!(bomb),
+                damage => assert_eq!(damage, Err(Damage::PlainSize { needed: size })),
+            }
+        }
     }
 }

@@ -42,7 +42,7 @@ impl Range {
 const SMALL_BYTES: u64 = 256 * 1024;
 
 /// Tables in one object: more would keep the other workers idle.
-const SMALL_TABLES: usize = 64;
+pub(super) const SMALL_TABLES: usize = 64;
 
 /// Large objects in one job, for the same reason.
 const LARGE_OBJECTS: usize = 256;

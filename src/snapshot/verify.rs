@@ -249,7 +249,7 @@ fn open(object: &Bytes, parts: &BTreeSet<Part>) -> Result<Sound, String> {
         if found != chunk.object {
             return Err(words(Damage::StoredHash { found }));
         }
-        let plain = chunk::open_frame(object, chunk).map_err(words)?;
+        let plain = chunk::open(object, chunk).map_err(words)?;
         let lines = match kind {
             Kind::Rows => plain.iter().filter(|byte| **byte == b'\n').count() as u64,
             Kind::Opaque => 0,

@@ -14,7 +14,7 @@ use seedbed::store::Store;
 
 use crate::equality;
 use crate::harness::postgres::TestRole;
-use crate::harness::{self, Server, TestDatabase};
+use crate::harness::{self, Line, Server, TcpProxy, TestDatabase};
 
 /// A project folder with its store, and what the functions under test want.
 struct Project {
@@ -389,6 +389,25 @@ async fn an_unchanged_source_uploads_next_to_nothing_the_second_time() {
     assert_eq!(second.manifest.rows(), 40010);
     assert_eq!(first.manifest.schema_fingerprint, second.manifest.schema_fingerprint);
     assert_eq!(project.stored("snapshots").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_tables_of_a_far_source_cost_no_round_trip_each() {
+    const TABLES: usize = 500;
+    let server = harness::server();
+    let source = server.create_database().await;
+    let table = |at| format!("create table t{at} as select {at} as n, repeat('x', {at}) as text;");
+    source.run(&(0..TABLES).map(table).collect::<String>()).await;
+    let upstream = format!("127.0.0.1:{}", source.target.port);
+    let delay = std::time::Duration::from_millis(10);
+    let proxy = TcpProxy::start(&upstream, move |_| Line::Far { delay });
+    let target = Target { port: proxy.port(), ..source.target.clone() };
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&target).await.expect("readable");
+    assert_eq!(dumped.facts.tables, TABLES as u64);
+    assert_eq!(dumped.manifest.rows(), TABLES as u64);
+    // Sessions, the catalog and `pg_dump` want some; each table would want two.
+    assert!(proxy.round_trips() < TABLES / 2, "{}", proxy.round_trips());
 }
 
 #[tokio::test]

@@ -35,18 +35,15 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
         Self { run, queue, packing, rows, parts: Vec::new(), parts_bytes: 0 }
     }
 
-    /// Copies the rows of one table, or of a range of its blocks.
-    pub(super) async fn copy(
+    /// Takes the `rows` of one table, or of a range of its blocks.
+    pub(super) async fn take(
         &mut self,
-        session: &Session,
-        snapshot: &Snapshot,
+        rows: impl Stream<Item = Result<Bytes, pg::Error>> + Send,
         table: &Relation,
         range: Option<Range>,
         owner: Owner,
     ) -> Result<(), Error> {
         let failed = |error| doing(format!("copy `{}`", table.name))(error);
-        let sql = copy_statement(table, range, &snapshot.encoding);
-        let rows = self.run.soon(format!("copy `{}`", table.name), session.copy_out(&sql)).await?;
         let mut rows = std::pin::pin!(rows);
         let mut place = 0;
         let mut whole = true;
@@ -128,6 +125,20 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
         if !parts.is_empty() {
             self.run.send(self.queue, parts).await;
         }
+    }
+}
+
+impl Run<'_> {
+    /// The rows of one table, or of a range of its blocks, as they come.
+    pub(super) async fn open_copy(
+        &self,
+        session: &Session,
+        snapshot: &Snapshot,
+        table: &Relation,
+        range: Option<Range>,
+    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, Error> {
+        let sql = copy_statement(table, range, &snapshot.encoding);
+        self.soon(format!("copy `{}`", table.name), session.copy_out(&sql)).await
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Job {
     pub locks: Vec<(QualifiedName, Lock)>,
     /// It calls functions, which may read any table: every row has to be in.
     pub after_all_rows: bool,
+    /// It sorts the table's rows: a B-tree.
+    pub sorts: bool,
     pub kind: Kind,
 }
 
@@ -58,12 +60,14 @@ impl Job {
             sql: index.clone(),
             locks: vec![(table.clone(), Lock::Shared)],
             after_all_rows: self.after_all_rows,
+            sorts: true,
             kind: Kind::Index,
         };
         let second = Self {
             sql: constraint.clone(),
             locks: self.locks.clone(),
             after_all_rows: self.after_all_rows,
+            sorts: false,
             kind: Kind::Index,
         };
         Some((first, second))
@@ -121,7 +125,10 @@ fn job(statement: &Statement<'_>) -> Option<Job> {
         let (table, rest) = table(tokens, on + 1)?;
         let locks = vec![(table, Lock::Shared)];
         let after_all_rows = calls_functions(&tokens[rest..]);
-        return Some(Job { sql: sql(statement), locks, after_all_rows, kind: Kind::Index });
+        // An archive always names the access method.
+        let sorts = word(rest, "using") && word(rest + 1, "btree");
+        let kind = Kind::Index;
+        return Some(Job { sql: sql(statement), locks, after_all_rows, sorts, kind });
     }
     if !(word(0, "alter") && word(1, "table")) {
         return None;
@@ -146,7 +153,8 @@ fn job(statement: &Statement<'_>) -> Option<Job> {
     } else {
         return None;
     };
-    Some(Job { sql: sql(statement), locks, after_all_rows, kind })
+    let sorts = word(add + 3, "primary") || word(add + 3, "unique");
+    Some(Job { sql: sql(statement), locks, after_all_rows, sorts, kind })
 }
 
 /// Whether more than names stands in what follows the table of an index: an expression, a condition,
@@ -249,7 +257,10 @@ mod tests {
         );
         assert!(indexes.jobs[0].sql.starts_with("CREATE UNIQUE"), "{}", indexes.jobs[0].sql);
         assert_eq!(indexes.jobs[2].kind, Kind::ForeignKey { columns: vec!["b".to_owned()] });
+        let sorts: Vec<bool> = indexes.jobs.iter().map(|job| job.sorts).collect();
+        assert_eq!(sorts, [true, true, false, false]);
         let (index, constraint) = indexes.jobs[1].beside_others().expect("a plain key");
+        assert!(index.sorts && !constraint.sorts);
         assert_eq!(index.sql, "create unique index \"add\" on \"s\".\"t2\" (\"a\")");
         assert_eq!(
             constraint.sql,

@@ -132,6 +132,12 @@ impl Run<'_> {
         self.jobs.load(Ordering::Relaxed)
     }
 
+    /// Workers of one index build beside its session: those that would share the cores with our other
+    /// sessions only cost.
+    fn helpers(&self) -> u64 {
+        (self.cores / self.jobs()).saturating_sub(1) as u64
+    }
+
     /// As many sessions of the role as the server takes, up to `wanted`, at work side by side; from then
     /// on no more than that are asked for.
     async fn crew(
@@ -258,8 +264,7 @@ impl Run<'_> {
         locked(&self.sessions).push(session.cancel_handle());
         session.batch(LOAD_SETTINGS).await.map_err(doing_open())?;
         session.batch(source::TEXT_SETTINGS).await.map_err(doing_open())?;
-        // Workers that would share the cores with our other sessions only cost.
-        let helpers = (self.cores / self.jobs()).saturating_sub(1);
+        let helpers = self.helpers();
         let sql = format!("set max_parallel_maintenance_workers = {helpers}; set jit = off");
         session.batch(&sql).await.map_err(doing_open())?;
         if let Some(role) = role {

@@ -1,7 +1,7 @@
 //! Rows, by parallel streams: the largest tables first, each chunk fetched ahead of the one that is
 //! being sent; and indexes, by the same workers, as soon as their tables are in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -25,6 +25,20 @@ use crate::report::{Step, Unit};
 const AHEAD: usize = 4;
 const AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Indexes are sorted in so much memory: with more of it a comparison rarely finds its rows in the
+/// processor's cache. Measured on 8 million rows in random order, medians on a busy machine: 4.5 s with
+/// 16 MiB, 6.5 s with 64 MiB, 8.6 s with 256 MiB.
+const SORT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// With less than this for each process of it the server builds an index by one alone.
+const HELPED_SORT_BYTES: u64 = 32 * 1024 * 1024;
+
+/// An entry of an index while it is sorted, beside its values.
+const ENTRY_BYTES: u64 = 64;
+
+/// What a merge wants for each of the sorted runs that it reads (`tuplesort.c`).
+const RUN_BYTES: u64 = 264 * 1024;
+
 /// Extensions whose tables hold jobs that would act by themselves: their rows stay out of a copy.
 const ACTING_EXTENSIONS: [&str; 2] = ["pg_cron", "pgagent"];
 
@@ -39,6 +53,8 @@ pub(super) struct Work<'t> {
     refusals: Mutex<Vec<Refusal>>,
     step: Mutex<Option<Step>>,
     phase: Mutex<Phase>,
+    /// Memory for the sorts of each table whose rows do not fit into [`SORT_BYTES`].
+    sorts: BTreeMap<QualifiedName, u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +64,12 @@ enum Phase {
 }
 
 impl Work<'_> {
+    /// What the index of a large table sorts in, where it does.
+    fn sort_kilobytes(&self, job: &Job) -> Option<u64> {
+        let (table, _) = job.locks.first().filter(|_| job.sorts)?;
+        self.sorts.get(table).map(|bytes| bytes / 1024)
+    }
+
     fn progress(&self, done: u64, total: u64) {
         if let Some(step) = &*locked(&self.step) {
             step.progress(done.min(total), Some(total), Unit::Bytes);
@@ -85,7 +107,10 @@ impl Run<'_> {
         // Stable: small tables of one object stay together.
         tables.sort_by_key(|table| std::cmp::Reverse(table.bytes.max(BLOCK_BYTES as u64)));
         let workers = self.jobs().min(tables.len().max(jobs.len()).max(1));
+        let helpers = self.helpers();
+        let sorts = |table: &&Table| Some((table.qualified_name(), sort_bytes(table, helpers)?));
         let work = Work {
+            sorts: tables.iter().filter_map(sorts).collect(),
             schedule: Mutex::new(Schedule::new(tables, jobs, computed)),
             changed: Notify::new(),
             refused: Mutex::default(),
@@ -166,7 +191,7 @@ impl Run<'_> {
                 },
                 Next::Job(at) => {
                     let job = locked(&work.schedule).job(at).clone();
-                    let ran = match self.run_job(&session, job).await? {
+                    let ran = match self.run_job(&session, job, work).await? {
                         None => Ran::Well,
                         Some(refusal) => {
                             locked(&work.refusals).push(refusal);
@@ -186,7 +211,19 @@ impl Run<'_> {
     }
 
     /// Runs one statement; a refusal is the caller's to judge.
-    async fn run_job(&self, session: &Session, job: Job) -> Result<Option<Refusal>, Error> {
+    async fn run_job(
+        &self,
+        session: &Session,
+        job: Job,
+        work: &Work<'_>,
+    ) -> Result<Option<Refusal>, Error> {
+        let failed = || doing("build indexes and constraints");
+        if let Some(kilobytes) = work.sort_kilobytes(&job) {
+            session.batch(&limit_sorts(kilobytes)).await.map_err(failed())?;
+            let refusal = build(session, job.sql).await?;
+            session.batch("reset maintenance_work_mem").await.map_err(failed())?;
+            return Ok(refusal);
+        }
         let merges = match (&job.kind, job.locks.first()) {
             (Kind::ForeignKey { columns }, Some((table, _))) => {
                 is_indexed(session, table, columns).await?
@@ -198,7 +235,6 @@ impl Run<'_> {
         }
         // The check of a foreign key then reads two indexes side by side, of which frozen rows need
         // no look at the table: measured on 6 million rows 0.7 s of work instead of 2.4 s.
-        let failed = || doing("build indexes and constraints");
         session.batch("set enable_hashjoin = off").await.map_err(failed())?;
         let refusal = build(session, job.sql).await?;
         session.batch("reset enable_hashjoin").await.map_err(failed())?;
@@ -338,6 +374,24 @@ impl From<pg::Error> for Sending {
     }
 }
 
+/// The memory that indexes of `table` are sorted in: as little as lets one merge do, for a second one
+/// reads and writes all of it once more. `None` for a table that needs no more than that in any case.
+fn sort_bytes(table: &Table, helpers: u64) -> Option<u64> {
+    let all = table.bytes.saturating_add(table.rows.saturating_mul(ENTRY_BYTES));
+    // Runs as large as the memory, and their number times a run's share of it.
+    let one_merge = all.saturating_mul(RUN_BYTES).isqrt();
+    let each = one_merge.max(if helpers == 0 { SORT_BYTES } else { HELPED_SORT_BYTES });
+    (all > SORT_BYTES).then_some(each.saturating_mul(helpers + 1))
+}
+
+/// The statement that lowers a session's memory for sorts; the server's own limit stays one.
+fn limit_sorts(kilobytes: u64) -> String {
+    format!(
+        "select set_config('maintenance_work_mem', least(reset_val::int8, {kilobytes})::text, false)
+         from pg_settings where name = 'maintenance_work_mem'"
+    )
+}
+
 pub(super) fn in_blocks(plain: &Bytes) -> impl Iterator<Item = Bytes> + use<> {
     let plain = plain.clone();
     (0..plain.len())
@@ -360,5 +414,32 @@ fn is_refusal(error: &Error) -> bool {
         | Error::Restore { .. }
         | Error::Tools(_)
         | Error::Store(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::manifest::Table;
+    use super::{HELPED_SORT_BYTES, SORT_BYTES, sort_bytes};
+
+    #[test]
+    fn indexes_are_sorted_in_as_little_memory_as_one_merge_takes() {
+        let table = |rows: u64, bytes: u64| Table {
+            schema: "s".to_owned(),
+            name: "t".to_owned(),
+            columns: Vec::new(),
+            rows,
+            bytes,
+            through_root: None,
+            extension: None,
+            chunks: Vec::new(),
+        };
+        assert_eq!(sort_bytes(&table(1000, 100_000), 0), None);
+        let shop = table(8_000_000, 400_000_000);
+        assert_eq!(sort_bytes(&shop, 0), Some(SORT_BYTES));
+        assert_eq!(sort_bytes(&shop, 1), Some(2 * HELPED_SORT_BYTES));
+        let large = sort_bytes(&table(1_000_000_000, 50_000_000_000), 0).expect("more than fits");
+        assert_eq!(large / (1024 * 1024), 167);
+        assert_eq!(sort_bytes(&table(u64::MAX, u64::MAX), 0), Some(u64::MAX.isqrt()));
     }
 }

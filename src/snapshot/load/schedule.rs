@@ -241,12 +241,24 @@ mod tests {
 
     fn index(of: usize) -> Job {
         let locks = vec![(name(of), Lock::Shared)];
-        Job { sql: "index".to_owned(), locks, after_all_rows: false, kind: Kind::Index }
+        Job {
+            sql: "index".to_owned(),
+            locks,
+            after_all_rows: false,
+            sorts: false,
+            kind: Kind::Index,
+        }
     }
 
     fn key(of: usize) -> Job {
         let locks = vec![(name(of), Lock::Exclusive)];
-        Job { sql: "key".to_owned(), locks, after_all_rows: of % 2 == 1, kind: Kind::Index }
+        Job {
+            sql: "key".to_owned(),
+            locks,
+            after_all_rows: of % 2 == 1,
+            sorts: false,
+            kind: Kind::Index,
+        }
     }
 
     fn foreign(from: usize, to: usize) -> Job {
@@ -255,7 +267,7 @@ mod tests {
             locks.push((name(to), Lock::Exclusive));
         }
         let kind = Kind::ForeignKey { columns: Vec::new() };
-        Job { sql: "foreign".to_owned(), locks, after_all_rows: false, kind }
+        Job { sql: "foreign".to_owned(), locks, after_all_rows: false, sorts: false, kind }
     }
 
     #[test]

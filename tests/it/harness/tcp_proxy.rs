@@ -6,10 +6,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::Gate;
 
@@ -31,12 +33,17 @@ pub enum Line {
     },
     /// It reaches the server once the gate is open.
     Until(Gate),
+    /// What is sent is under way for this long, in each direction.
+    Far {
+        delay: Duration,
+    },
 }
 
 /// A running proxy; stopped with the value.
 pub struct TcpProxy {
     address: SocketAddr,
     count: Arc<AtomicUsize>,
+    round_trips: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -49,6 +56,8 @@ impl TcpProxy {
         let (bound, address) = std::sync::mpsc::channel();
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
+        let round_trips = Arc::new(AtomicUsize::new(0));
+        let turns = round_trips.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime can be built").block_on(async move {
@@ -59,7 +68,7 @@ impl TcpProxy {
                     loop {
                         let Ok((socket, _)) = listener.accept().await else { continue };
                         let line = decide(counted.fetch_add(1, Ordering::SeqCst) + 1);
-                        tokio::spawn(carry(socket, upstream.clone(), line));
+                        tokio::spawn(carry(socket, upstream.clone(), line, turns.clone()));
                     }
                 };
                 tokio::select! {
@@ -69,7 +78,7 @@ impl TcpProxy {
             });
         });
         let address = address.recv().expect("the proxy's thread binds a port");
-        Self { address, count, stop: Some(stop), thread: Some(thread) }
+        Self { address, count, round_trips, stop: Some(stop), thread: Some(thread) }
     }
 
     pub fn port(&self) -> u16 {
@@ -85,6 +94,11 @@ impl TcpProxy {
     pub fn connections(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
+
+    /// How often a client on a far line has spoken after its server had.
+    pub fn round_trips(&self) -> usize {
+        self.round_trips.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for TcpProxy {
@@ -98,17 +112,31 @@ impl Drop for TcpProxy {
     }
 }
 
-async fn carry(socket: TcpStream, upstream: String, line: Line) {
+async fn carry(socket: TcpStream, upstream: String, line: Line, round_trips: Arc<AtomicUsize>) {
     if let Line::Until(gate) = &line {
         gate.passed().await;
     }
     let Ok(server) = TcpStream::connect(&upstream).await else { return };
     let (from_client, to_client) = socket.into_split();
     let (from_server, to_server) = server.into_split();
+    if let Line::Far { delay } = line {
+        let answered = AtomicBool::new(true);
+        let up = || {
+            if answered.swap(false, Ordering::SeqCst) {
+                round_trips.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let down = || answered.store(true, Ordering::SeqCst);
+        tokio::join!(
+            delayed(from_client, to_server, delay, up),
+            delayed(from_server, to_client, delay, down),
+        );
+        return;
+    }
     let stalled = AtomicBool::new(false);
     let ended = Notify::new();
     let (up, down) = match line {
-        Line::Pass | Line::Until(_) => (End::Never, End::Never),
+        Line::Pass | Line::Until(_) | Line::Far { .. } => (End::Never, End::Never),
         Line::CutUp { after } => (End::Cut(after), End::Never),
         Line::CutDown { after } => (End::Never, End::Cut(after)),
         Line::Stall { after } => (End::Never, End::Stall(after)),
@@ -123,6 +151,33 @@ async fn carry(socket: TcpStream, upstream: String, line: Line) {
         () = both => (),
         () = ended.notified() => (),
     }
+}
+
+/// Passes everything on after `delay`; `passed` is called with each piece.
+async fn delayed(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+    passed: impl Fn(),
+) {
+    let (queue, mut under_way) = mpsc::unbounded_channel();
+    let read = async move {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let _ = queue.send((Instant::now() + delay, buffer[..read].to_vec()));
+        }
+    };
+    let write = async move {
+        while let Some((due, piece)) = under_way.recv().await {
+            tokio::time::sleep_until(due).await;
+            passed();
+            if to.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown().await;
+    };
+    tokio::join!(read, write);
 }
 
 #[derive(Clone, Copy)]
