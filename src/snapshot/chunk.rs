@@ -138,9 +138,14 @@ pub(crate) fn decompress(frame: &[u8], plain_size: usize) -> Result<Vec<u8>, Dam
     // Memory is taken up as it is written to, so a bomb costs no more than it holds.
     let mut plain = Vec::new();
     plain.try_reserve_exact(plain_size).map_err(|error| broken(error.to_string()))?;
-    zstd::bulk::Decompressor::new()
-        .and_then(|mut one| one.decompress_to_buffer(frame, &mut plain))
-        .map_err(|error| broken(error.to_string()))?;
+    let decompressed = zstd::zstd_safe::DCtx::create().decompress(&mut plain, frame);
+    if let Err(code) = decompressed {
+        return Err(match zstd::zstd_safe::get_error_name(code) {
+            // There is more than the manifest says.
+            "Destination buffer is too small" => Damage::PlainSize { needed },
+            reason => broken(reason.to_owned()),
+        });
+    }
     if plain.len() != plain_size {
         return Err(Damage::PlainSize { needed });
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Project;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use crate::harness::daemon_proxy::DaemonProxy;
-use crate::harness::{self, strace};
+use crate::harness::{self, postgres, strace};
 
 /// A debug build's reset takes some seconds on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -193,6 +193,8 @@ async fn native_killed_at_any_step_of_publishing_or_taking_an_image_leaves_one_o
     }
     let Some(mut project) = native_with_reflinks().await else { return };
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    // `down --volumes` forgets its port.
+    project.sandbox.set("SEEDBED_ENGINE_PORT", &postgres::free_port().to_string());
     let make = ["snapshot", "image", "latest"];
     let documents = |project: &Project| {
         let found = shell(&format!(
