@@ -378,7 +378,18 @@ pub async fn snapshot_prune(
     let snapshots = prune::prune(ctx, store, mode).await?;
     let kept = snapshots.snapshots.iter().filter(|line| line.fate.is_kept());
     let kept = kept.map(|line| line.id.clone()).collect();
-    let images = published::prune(ctx, store, &kept, mode).await?;
+    // A snapshot that cannot be read may be one that an image belongs to.
+    if snapshots.chunks_stay.is_some() {
+        return Ok(Pruned { snapshots, images: published::Swept::default() });
+    }
+    let images = match published::prune(ctx, store, &kept, mode).await {
+        Ok(images) => images,
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.warn(format!("images stay: {error}"));
+            published::Swept::default()
+        }
+    };
     Ok(Pruned { snapshots, images })
 }
 
@@ -1183,8 +1194,16 @@ pub(crate) fn published_keys(
     wish: &Wish,
 ) -> Result<PublishedKeys, Error> {
     let (rows, to) = (Rows::of(source), wish.to.as_deref());
+    // Roles come with it, where a template leaves them to its server.
+    let roles: Vec<String> = users::dry_run(&site.accounts)
+        .statements
+        .into_iter()
+        .flat_map(|statement| statement.sql)
+        .collect();
     let hashed = |facts: &[(String, String)]| {
-        hashed(ctx, Fingerprint::anywhere(), facts, &site.accounts, &rows, to)
+        let mut start = Fingerprint::anywhere();
+        start.add("roles", roles.join("\n"));
+        hashed(ctx, start, facts, &site.accounts, &rows, to)
     };
     let base = match has_base(site, source, wish) {
         true => Some(hashed(&site.scripts.base_facts(&ctx.config.migrate))?),

@@ -12,9 +12,7 @@ use crate::error::{Error, Exit};
 use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
 use crate::snapshot::{export, find, prune, verify};
 use crate::store::Store;
-use crate::{
-    branch, connect, doctor, guard, image, init, migrate, published, report, saved, status,
-};
+use crate::{branch, connect, doctor, image, init, migrate, published, report, saved, status};
 
 /// Commands that need no project.
 pub(super) fn without_project(
@@ -320,7 +318,13 @@ fn consumer(ctx: &Context, global: &Global, env: Option<&str>) -> Result<Context
     };
     let config = config::load(&ctx.env, &flags)?;
     let consumer = Context { config: config.into(), ..ctx.clone() };
-    guard::replace_in_environment(&consumer, "snapshot image")?;
+    published::can_be_made_for(&consumer)?;
+    if format!("{:?}", consumer.config.store) != format!("{:?}", ctx.config.store) {
+        return Err(Error::CommandLine(format!(
+            "`--image`: the environment `{}` has another store",
+            consumer.config.environment
+        )));
+    }
     Ok(consumer)
 }
 
@@ -338,10 +342,19 @@ async fn snapshot_verb(
                 false => None,
             };
             let mut published = journeys::snapshot_create(ctx, options).await?;
+            let mut failure = None;
             if let Some(consumer) = consumer {
-                published.image = Some(published::make(&consumer, Some(&published.id)).await?);
+                match published::make(&consumer, Some(&published.id)).await {
+                    Ok(made) => published.image = Some(made),
+                    Err(error) => {
+                        let retry = format!("`seedbed snapshot image {}`", published.id);
+                        ctx.report.warn(format!("the snapshot is published; again: {retry}"));
+                        failure = Some(error);
+                    }
+                }
             }
-            Outcome::done(show::published(&published), &published)
+            let outcome = Outcome::done(show::published(&published), &published)?;
+            Ok(Outcome { failure, ..outcome })
         }
         args::Snapshot::Image { id } => {
             let id = id.as_deref().filter(|id| *id != "latest");
@@ -420,8 +433,10 @@ async fn delete(ctx: &Context, id: &str) -> Result<Outcome, Error> {
             return Err(Error::Refused { message: "not confirmed".to_owned(), hint: None });
         }
     }
-    published::drop_of(ctx, &store, &name.id).await?;
     ctx.until_cancelled(async { Ok::<_, Error>(store.delete(&name.object).await?) }).await?;
+    if let Err(error) = published::drop_of(ctx, &store, &name.id).await {
+        ctx.report.warn(format!("its images stay until `seedbed snapshot prune`: {error}"));
+    }
     let text = format!("removed {}; its rows go by `seedbed snapshot prune`", name.object);
     Outcome::done(text, serde_json::json!({ "removed": name.object }))
 }

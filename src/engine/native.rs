@@ -141,7 +141,11 @@ impl NativeEngine {
     async fn ensure_on(&self, ctx: &Context, was_ours: bool) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         if let Some(port) = self.serving() {
-            return self.connect_to(ctx, &mut state, port).await;
+            match self.connect_to(ctx, &mut state, port).await {
+                // A run was cut off before it had set the password in data from elsewhere: the start does.
+                Err(Error::Password { .. }) => self.stop_server(ctx).await?,
+                other => return other,
+            }
         }
         let step = ctx.report.step("start PostgreSQL from local binaries");
         self.recover()?;

@@ -12,12 +12,16 @@ use crate::ancestor;
 use crate::config::Published;
 use crate::context::Context;
 use crate::database::{self, Scratch};
+use crate::engine::{self, ServerKind};
 use crate::error;
 use crate::image;
 use crate::journeys::{self, Built, Ready, Site, Source, Wish};
+use crate::pg::names::DatabaseName;
+use crate::pg::{self, Session, quote};
 use crate::report::format;
 use crate::snapshot::manifest::Manifest;
 use crate::store::{Store, cache::Cache};
+use crate::users;
 
 /// What became of it.
 pub(crate) enum Arrival {
@@ -68,7 +72,7 @@ pub(crate) async fn arrive(
     let pieces = Pieces::new(ctx, store, &found);
     let step = ctx.report.step("fetch and unpack the published image");
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
-    match pieces.into_engine(ctx, &site.engine, &name, &facts, &step).await {
+    match pieces.hand_to(ctx, &site.engine, &name, &facts, &step).await {
         Ok(()) => step.done(format!(
             "{}, {} of them from the store",
             format::bytes(found.plain_bytes()),
@@ -127,8 +131,21 @@ async fn find(
             why.get_or_insert_with(|| "it is of another kind of server or machine".to_owned());
             continue;
         }
-        let image = read(store, name).await?;
-        if image.database != ctx.config.database.name {
+        let image = match read(store, name).await {
+            Ok(image) => image,
+            Err(
+                error @ (error::Error::Published(_)
+                | error::Error::Store(crate::store::Error::Missing { .. })),
+            ) => {
+                ctx.report.warn(format!("not taken: {error}"));
+                why.get_or_insert_with(|| "it cannot be read".to_owned());
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(locale) = lacking_locale(&site.session, &image).await.map_err(failed)? {
+            why.get_or_insert_with(|| format!("it needs the locale `{locale}`"));
+        } else if image.database != ctx.config.database.name {
             why.get_or_insert_with(|| format!("its database is `{}`", image.database));
         } else if let Some(misfit) = image.platform.misfit(&here, &available) {
             why.get_or_insert(misfit);
@@ -150,6 +167,28 @@ async fn find(
     }
     let why = why.unwrap_or_else(|| "its scripts went another way".to_owned());
     ctx.report.note(format!("loading rows, not a published image: {why}"));
+    Ok(None)
+}
+
+/// A locale of the image's databases that this server does not have.
+async fn lacking_locale(session: &Session, image: &Image) -> Result<Option<String>, pg::Error> {
+    for (collate, ctype) in &image.locales {
+        let probe = format!(
+            "begin; create collation pg_temp.seedbed_probe (lc_collate = {}, lc_ctype = {}); rollback",
+            quote::literal(collate),
+            quote::literal(ctype),
+        );
+        match session.batch(&probe).await {
+            Ok(()) => {}
+            Err(error) if error.sqlstate().is_some() => {
+                session.batch("rollback").await?;
+                let named =
+                    if collate == ctype { collate.clone() } else { format!("{collate}, {ctype}") };
+                return Ok(Some(named));
+            }
+            Err(error) => return Err(error),
+        }
+    }
     Ok(None)
 }
 
@@ -179,8 +218,18 @@ async fn in_the_way(
     if let Some(other) = shared {
         return Ok(Some(format!("it would replace {other} as well")));
     }
+    match site.engine.can_freeze(ctx).await {
+        Ok(()) => {}
+        Err(engine::Error::Interrupted) => return Err(error::Error::Interrupted),
+        // Natively it becomes the data itself.
+        Err(engine::Error::NoPool { .. }) if site.server.kind != ServerKind::Docker => {}
+        Err(error) => return Ok(Some(error.to_string())),
+    }
     if ctx.config.images.published == Published::Always {
         return Ok(None);
+    }
+    if manifest.plain_bytes() < ctx.config.images.min_size {
+        return Ok(Some("they come faster from here: there are few of them".to_owned()));
     }
     let pieces = Pieces::new(ctx, store, found);
     let speed = match ctx.until_cancelled(pieces.speed()).await {
@@ -219,6 +268,8 @@ async fn serve(
     if !replace(ctx, site, wish, found, name).await? {
         return Ok(Arrival::None);
     }
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &ctx.uninterrupted();
     let database = ctx.config.database.name.clone();
     let live = database::find(&site.session, &database).await?;
     if let Some(marker) = live.and_then(|live| live.marker) {
@@ -230,6 +281,10 @@ async fn serve(
         };
         database::set_marker(&site.session, &database, &marker).await?;
     }
+    // What a file's block does beside what its text says, as on each `up`.
+    let names = DatabaseName::live(&database);
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
     let origin = match source {
         Source::Snapshot { manifest, .. } => Some(journeys::origin_of(manifest)),
         Source::Files(_) | Source::Nothing => None,
@@ -247,12 +302,11 @@ async fn migrate(
     found: &Image,
     name: &str,
 ) -> Result<Arrival, error::Error> {
-    let replaced = replace(ctx, site, wish, found, name).await?;
-    // Nobody can come back to it: it is no build of this checkout.
-    site.engine.drop_images(ctx, &[name]).await?;
-    if !replaced {
+    if !replace(ctx, site, wish, found, name).await? {
         return Ok(Arrival::None);
     }
+    // Nobody can come back to it: it is no build of this checkout.
+    site.engine.drop_images(ctx, &[name]).await?;
     let database = &ctx.config.database.name;
     let mut scratch = Scratch::out_of_sight(&site.server, database).await?;
     let names = scratch.names();
@@ -275,12 +329,18 @@ async fn replace(
     name: &str,
 ) -> Result<bool, error::Error> {
     let database = ctx.config.database.name.clone();
+    // Somebody may have come while it was fetched; nobody does from here on.
+    if let Some(other) = image::held_with(&site.session, &database, Some(&found.roles)).await? {
+        ctx.report.note(format!("loading rows: the image would replace {other} as well"));
+        site.engine.drop_images(ctx, &[name]).await?;
+        return Ok(false);
+    }
     let ended = database::sessions(&site.session, &database).await.map_err(error::Error::Server)?;
     let step = ctx.report.step("serve it");
     match site.engine.replace(ctx, name, wish.keep).await {
         Ok(server) => {
             database::note_ended(ctx, ended, &database);
-            site.move_to(ctx, server).await?;
+            site.move_to(&ctx.uninterrupted(), server).await?;
             step.done("");
             Ok(true)
         }
@@ -290,6 +350,8 @@ async fn replace(
             ctx.report.warn(format!("loading rows, the published image {}: {error}", found.id));
             let server = site.engine.ensure(ctx).await?;
             site.move_to(ctx, server).await?;
+            // Nor is it to be tried by the next reset.
+            site.engine.drop_images(ctx, &[name]).await?;
             Ok(false)
         }
     }

@@ -22,7 +22,7 @@ pub const FORMAT: u32 = 1;
 pub const MAX_BYTES: u64 = manifest::MAX_BYTES;
 
 /// The largest piece, stored or plain.
-pub const MAX_PIECE_BYTES: u64 = 64 << 20;
+pub const MAX_PIECE_BYTES: u64 = 16 << 20;
 
 /// Where images live in a store: documents, and beside each a folder of its pieces.
 pub const PREFIX: &str = "images/";
@@ -49,6 +49,8 @@ pub struct Image {
     /// All roles in it; none has a password.
     pub roles: Vec<String>,
     pub platform: Platform,
+    /// `lc_collate` and `lc_ctype` of its databases, where they are more than `C`.
+    pub locales: Vec<(String, String)>,
     pub folders: Vec<String>,
     pub files: Vec<File>,
     /// The bytes of all files, one after the other, cut into pieces.
@@ -216,6 +218,7 @@ pub(super) mod tests {
             database: "shop".to_owned(),
             roles: vec!["app".to_owned()],
             platform: Platform::default(),
+            locales: Vec::new(),
             folders: ["base", "base/1", "global", "pg_wal"].map(str::to_owned).to_vec(),
             files: [("PG_VERSION", 3), ("base/1/1259", 8192), ("global/pg_control", 8192)]
                 .map(|(name, size)| File { name: name.to_owned(), size })

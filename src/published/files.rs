@@ -66,6 +66,9 @@ pub enum Fate {
 
 /// What becomes of a folder; names are relative to the data directory.
 pub fn folder(name: &str) -> Fate {
+    if is_tablespace(name) {
+        return Fate::Unknown;
+    }
     let is_known = |names: &[&str]| names.contains(&name);
     if is_known(&EMPTY) || is_known(&DECODING) || is_known(&FULL) {
         return Fate::Taken;
@@ -82,6 +85,9 @@ pub fn folder(name: &str) -> Fate {
 /// What becomes of a file; names are relative to the data directory.
 pub fn file(name: &str) -> Fate {
     let (parent, base) = name.rsplit_once('/').unwrap_or(("", name));
+    if is_tablespace(name) {
+        return Fate::Unknown;
+    }
     if LEFT.contains(&base) {
         return Fate::Left;
     }
@@ -105,6 +111,11 @@ pub fn file(name: &str) -> Fate {
         || matches!(parent, "pg_wal")
         || (parent.starts_with("base/") && is_temporary(base));
     if of_a_server { Fate::Left } else { Fate::Unknown }
+}
+
+/// Data that lies elsewhere, or in a folder that only a server with one setting reads.
+fn is_tablespace(name: &str) -> bool {
+    name.starts_with("pg_tblspc/")
 }
 
 fn may_be_emptied(folder: &str) -> bool {
@@ -219,5 +230,6 @@ mod tests {
         }
         assert_eq!(file("tde/keys"), Fate::Unknown);
         assert_eq!(folder("tde"), Fate::Unknown);
+        assert_eq!(folder("pg_tblspc/16400"), Fate::Unknown);
     }
 }

@@ -15,8 +15,10 @@ use crate::error;
 use crate::guard;
 use crate::image;
 use crate::journeys::{self, Seed, Site, Source, Wish};
+use crate::pg::{self, Session};
 use crate::report::{StepRecord, format};
 use crate::scratch_server::{self, Purpose};
+use crate::snapshot;
 use crate::snapshot::choose::Facts;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::{self, Manifest};
@@ -43,17 +45,26 @@ pub struct Made {
     pub warnings: Vec<String>,
 }
 
+/// Whether an image can be for this environment.
+///
+/// # Errors
+/// Why not.
+pub fn can_be_made_for(ctx: &Context) -> Result<(), error::Error> {
+    guard::replace_in_environment(ctx, VERB)?;
+    if ctx.config.engine.kind == EngineKind::External {
+        let environment = ctx.config.environment.clone();
+        return Err(Error::NoServerOfOurs { environment }.into());
+    }
+    Ok(())
+}
+
 /// Builds the snapshot `id`, or the newest that fits this checkout, as `reset` would in this
 /// environment, and publishes the ready data directory.
 ///
 /// # Errors
 /// Any; there is no image then.
 pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error> {
-    guard::replace_in_environment(ctx, VERB)?;
-    if ctx.config.engine.kind == EngineKind::External {
-        let environment = ctx.config.environment.clone();
-        return Err(Error::NoServerOfOurs { environment }.into());
-    }
+    can_be_made_for(ctx)?;
     let files = journeys::read_files(ctx)?;
     let store = Store::open(ctx).await?;
     let wanted = match id {
@@ -95,6 +106,71 @@ pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error>
     })
 }
 
+/// The locales of all databases, as far as they are more than `C`. The live one has that of the snapshot.
+async fn locales(
+    session: &Session,
+    name: &str,
+    wanted: Option<&str>,
+) -> Result<Vec<(String, String)>, error::Error> {
+    let sql = "select datname::text, datcollate::text, datctype::text from pg_database";
+    let rows = session.query(sql, &[]).await.map_err(looked)?;
+    let mut locales = Vec::new();
+    for row in rows {
+        let (database, collate, ctype): (String, String, String) =
+            (row.get(0), row.get(1), row.get(2));
+        if database == name
+            && let Some(wanted) = wanted
+            && same(wanted) != same(&collate)
+        {
+            let what = format!("this server has no locale `{wanted}`");
+            return Err(Error::Unlike { what }.into());
+        }
+        let plain = |locale: &str| matches!(locale, "C" | "POSIX");
+        let found = (collate, ctype);
+        if !locales.contains(&found) && [&found.0, &found.1].iter().any(|locale| !plain(locale)) {
+            locales.push(found);
+        }
+    }
+    Ok(locales)
+}
+
+/// `en_US.UTF-8` and `en_US.utf8` are one.
+fn same(locale: &str) -> String {
+    locale.to_ascii_lowercase().replace('-', "")
+}
+
+/// Refuses what the scrubbing would take away for good, and what it does not know.
+async fn refuse_secrets(ctx: &Context, site: &Site, name: &str) -> Result<(), error::Error> {
+    let mut known: Vec<String> = site.accounts.roles().into_iter().collect();
+    known.push(site.owner(ctx).to_owned());
+    known.push(site.server.admin.user.clone());
+    let sql = "select rolname::text from pg_authid
+               where rolpassword is not null and not rolname = any ($1) limit 1";
+    if let Some(row) = site.session.query(sql, &[&known]).await.map_err(looked)?.first() {
+        let role: String = row.get(0);
+        let what = format!("the password of `{role}`, which a script has set,");
+        return Err(Error::Secret { what }.into());
+    }
+    let session = connect::session(&site.server.admin.with_database(name)).await?;
+    let sql = "select 'a user mapping' from pg_user_mapping where umoptions::text ~* 'password'
+               union all select 'a foreign server' from pg_foreign_server where srvoptions::text ~* 'password'
+               union all select 'a subscription' from pg_subscription where subconninfo ~* 'password'
+               limit 1";
+    let found = session.query(sql, &[]).await.map_err(looked)?;
+    session.close().await;
+    match found.first() {
+        Some(row) => {
+            let what = format!("the password of {}", row.get::<_, String>(0));
+            Err(Error::Secret { what }.into())
+        }
+        None => Ok(()),
+    }
+}
+
+fn looked(error: pg::Error) -> error::Error {
+    error::Error::Database { what: "look at what was built".to_owned(), error }
+}
+
 /// Builds on the scratch server and stores its data directory, which the server does not outlive.
 async fn build_and_store(
     ctx: &Context,
@@ -103,9 +179,10 @@ async fn build_and_store(
     manifest: Manifest,
 ) -> Result<Image, error::Error> {
     journeys::make_roles(ctx, &site).await?;
-    let snapshot = manifest.id.clone();
+    let snapshot_id = manifest.id.clone();
     let wish =
-        Wish { seed: Seed::Id(snapshot.clone()), to: None, skip_damaged: false, keep: Keep::No };
+        Wish { seed: Seed::Id(snapshot_id.clone()), to: None, skip_damaged: false, keep: Keep::No };
+    let locale = snapshot::locale(&manifest);
     // The building reads through a door of its own.
     let source =
         Source::Snapshot { store: Box::new(Store::open(ctx).await?), manifest: Box::new(manifest) };
@@ -124,9 +201,8 @@ async fn build_and_store(
     })?;
     session.close().await;
     let roles = image::roles(&site.session).await?;
-    if database::find(&site.session, &name).await?.is_none() {
-        return Err(Error::Gone { id: snapshot }.into());
-    }
+    let locales = locales(&site.session, &name, locale.collate.as_deref()).await?;
+    refuse_secrets(ctx, &site, &name).await?;
     image::settle(ctx, &site.server, &name).await?;
     let step = ctx.report.step("take out what is secret");
     ctx.until_cancelled(scrub::scrub(&site.server)).await?;
@@ -142,7 +218,7 @@ async fn build_and_store(
         format: FORMAT,
         id,
         made_at,
-        snapshot,
+        snapshot: snapshot_id,
         build: keys.build,
         base: keys.base.filter(|_| ancestor::may_go_on(&applied)),
         applied,
@@ -150,6 +226,7 @@ async fn build_and_store(
         database: name,
         roles,
         platform,
+        locales,
         folders,
         files,
         pieces,

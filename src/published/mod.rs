@@ -19,7 +19,7 @@ mod unpack;
 
 pub(crate) use arrive::{Arrival, arrive};
 pub use document::Image;
-pub use make::{Made, make};
+pub use make::{Made, can_be_made_for, make};
 pub use prune::{Swept, drop_of, prune};
 
 use crate::error::Exit;
@@ -40,8 +40,10 @@ pub enum Error {
     Damaged { object: String, damage: Damage },
     #[error("make an image: the environment `{environment}` has a server of somebody else's")]
     NoServerOfOurs { environment: String },
-    #[error("make an image: snapshot {id} was built, and its database is gone")]
-    Gone { id: String },
+    #[error("make an image: {what}, so it would not be what others build")]
+    Unlike { what: String },
+    #[error("make an image: {what} would be in it")]
+    Secret { what: String },
 }
 
 impl Error {
@@ -49,14 +51,21 @@ impl Error {
         match self {
             Self::Compress { .. } | Self::Taken { .. } => Exit::Store,
             Self::Document { .. } | Self::Damaged { .. } => Exit::Damaged,
-            Self::NoServerOfOurs { .. } => Exit::Refused,
-            Self::Gone { .. } => Exit::Database,
+            Self::NoServerOfOurs { .. } | Self::Unlike { .. } | Self::Secret { .. } => {
+                Exit::Refused
+            }
         }
     }
 
     pub fn hints(&self) -> Vec<String> {
         match self {
-            Self::Compress { .. } | Self::Taken { .. } | Self::Gone { .. } => Vec::new(),
+            Self::Compress { .. } | Self::Taken { .. } => Vec::new(),
+            Self::Unlike { .. } => {
+                vec!["make it on a machine that has what the snapshot needs".to_owned()]
+            }
+            Self::Secret { .. } => {
+                vec!["name roles and their passwords in the users files instead".to_owned()]
+            }
             Self::Document { error, .. } => error.hints(),
             Self::Damaged { .. } => vec!["make it again: `seedbed snapshot image`".to_owned()],
             Self::NoServerOfOurs { .. } => {

@@ -64,8 +64,10 @@ pub(super) async fn pack(
         })
         .buffered(AT_ONCE)
         .try_collect::<Vec<Piece>>();
-    let ((folders, files), pieces) =
-        ctx.until_cancelled(async { tokio::try_join!(reading, storing) }).await?;
+    // The engine ends by itself when it is asked to or nobody takes any more, and leaves nothing.
+    let (read, stored) = tokio::join!(reading, ctx.until_cancelled(storing));
+    let pieces = stored?;
+    let (folders, files) = read?;
     Ok(Packed { folders, files, pieces })
 }
 

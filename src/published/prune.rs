@@ -39,8 +39,17 @@ pub async fn prune(
 ) -> Result<Swept, error::Error> {
     ctx.until_cancelled(async {
         let entries = store.list(PREFIX).await?;
+        let grace = ctx.config.retention.grace_seconds;
+        let old = |entry: &Entry| {
+            let age = |at: Timestamp| Timestamp::now().duration_since(at).as_secs();
+            entry.modified.is_some_and(|at| u64::try_from(age(at)).is_ok_and(|age| age >= grace))
+        };
         let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-        let leaving = leaving(&names, kept);
+        let mut leaving = leaving(&names, kept);
+        // Its snapshot may have been published after those that are kept were listed.
+        let young: BTreeSet<&str> =
+            entries.iter().filter(|entry| !old(entry)).map(|entry| entry.name.as_str()).collect();
+        leaving.retain(|name| !young.contains(name));
         let staying: BTreeSet<&str> = names
             .iter()
             .filter(|name| !leaving.contains(**name))
@@ -51,11 +60,6 @@ pub async fn prune(
             .filter_map(|name| document::parse_name(name))
             .map(|name| name.2)
             .collect();
-        let grace = ctx.config.retention.grace_seconds;
-        let old = |entry: &Entry| {
-            let age = |at: Timestamp| Timestamp::now().duration_since(at).as_secs();
-            entry.modified.is_some_and(|at| u64::try_from(age(at)).is_ok_and(|age| age >= grace))
-        };
         let pieces: Vec<&Entry> = entries
             .iter()
             .filter(|entry| match document::image_of(&entry.name) {

@@ -15,8 +15,8 @@ use crate::report::{Step, Unit};
 use crate::snapshot::chunk::{self, Damage};
 use crate::store::{Store, cache::Cache};
 
-/// Pieces on their way or decompressed and not taken yet: 64 MB.
-const AHEAD: usize = 6;
+/// Pieces on their way or decompressed and not taken yet: some 48 MB.
+const AHEAD: usize = 4;
 const TAKEN: usize = 2;
 
 /// What an image's pieces come from.
@@ -65,7 +65,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// Why it is not there.
-    pub(super) async fn into_engine(
+    pub(super) async fn hand_to(
         &self,
         ctx: &Context,
         engine: &Engine,
@@ -79,19 +79,14 @@ impl<'a> Source<'a> {
             files: self.image.files.iter().map(|file| (file.name.clone(), file.size)).collect(),
             bytes: Feed::new(receiver),
         };
+        // The engine ends by itself when it is asked to or gets no more, and leaves nothing.
         let fetching = async {
-            let fetched = self.fetch(sender, step).await;
+            let fetched = ctx.until_cancelled(self.fetch(sender, step)).await;
             self.cache.evict().await;
             fetched
         };
-        let (fetched, received) = ctx
-            .until_cancelled(async {
-                Ok::<_, error::Error>(tokio::join!(
-                    fetching,
-                    engine.receive(ctx, name, facts, incoming)
-                ))
-            })
-            .await?;
+        let receiving = engine.receive(ctx, name, facts, incoming);
+        let (fetched, received) = tokio::join!(fetching, receiving);
         // What was cut off was so for the reason that the other side has.
         fetched?;
         Ok(received?)

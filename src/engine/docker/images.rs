@@ -84,13 +84,11 @@ impl DockerEngine {
             Some(pool) => pool,
             None => Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?,
         };
-        let probe = pool::act(&self.hash, "probe", &[]);
-        pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await?;
         let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
         let bytes: u64 = incoming.files.iter().map(|(_, size)| size).sum();
         let command = pool::act(&self.hash, "receive", &[name, &(bytes / 1024).to_string()]);
-        pool::act_fed(ctx, &self.client, &image, &pool, command, facts, (MARKER, &marker), incoming)
-            .await
+        let archive = pool::Archive { incoming, marker: (MARKER, &marker), facts };
+        pool::act_fed(ctx, &self.client, &image, &pool, command, archive).await
     }
 
     /// Moves the data from its volume into the pool. Until the state says so the volume is the truth.

@@ -674,6 +674,7 @@ impl DockerEngine {
             if !self.is_ours(&volume.labels) {
                 return Err(Error::NameTaken { kind: "volume", name: self.name.clone() });
             }
+            self.client.remove(&pool::log_helper(&self.name)).await?;
             self.client.remove_volume(&self.name).await?;
             removed = Some(format!("volume {}", self.name));
         }

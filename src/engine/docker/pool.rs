@@ -6,15 +6,15 @@
 //! daemon. In it `envs/<project>/g-…` are data directories, `envs/<project>/current` is a link to the
 //! one that is served, `images/<fingerprint>` are frozen ones. Moving the link is what a reset is.
 
+mod archive;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
-mod archive;
-
+pub(super) use self::archive::Archive;
 use super::client::{Client, Life, NewContainer, StartFailure, VolumeMount};
 use super::{image::ServerImage, label};
 use crate::context::Context;
-use crate::engine::images::Incoming;
 use crate::engine::state::PoolState;
 use crate::engine::{Error, ready};
 
@@ -268,17 +268,14 @@ pub(super) async fn act_alone(
     ran.map_err(|error| pool.explain(error))
 }
 
-/// As [`act_alone`], for an act that reads an archive: the folder `data` with what comes in, then
-/// `image.json`, without which the act takes nothing.
+/// As [`act_alone`], for an act that reads an archive; without its end the act takes nothing.
 pub(super) async fn act_fed(
     ctx: &Context,
     client: &Client,
     image: &ServerImage,
     pool: &Pool,
     command: Vec<String>,
-    facts: &str,
-    marker: (&str, &str),
-    incoming: Incoming,
+    archive: Archive<'_>,
 ) -> Result<(), Error> {
     let name = format!("{}-act-{}", pool.name, super::clients::random_name());
     let new = NewContainer {
@@ -299,7 +296,7 @@ pub(super) async fn act_fed(
             StartFailure::Port => no_pool("a helper has no port"),
         })?;
         // It may have ended early: then its own words are the reason.
-        let sent = ready::cancellable(ctx, archive::send(input, facts, marker, incoming)).await?;
+        let sent = ready::cancellable(ctx, archive::send(input, archive)).await?;
         let code = ready::cancellable(ctx, client.wait(&id)).await??;
         match sent {
             Err(archive::Unsent::CutOff) => Err(Error::DockerCall {
@@ -474,6 +471,11 @@ async fn run(
     run_made(ctx, client, &name, &id, files).await
 }
 
+/// The container that does so.
+pub(super) fn log_helper(volume: &str) -> String {
+    format!("{volume}-log")
+}
+
 /// Takes the log of changes away from a volume's data, whose server was stopped cleanly.
 pub(super) async fn reset_log(
     ctx: &Context,
@@ -487,7 +489,9 @@ pub(super) async fn reset_log(
     let mount =
         VolumeMount { volume: volume.to_owned(), target: image.mount.clone(), read_only: false };
     let new = NewContainer { volumes: vec![mount], ..script(text, &[&image.data]) };
-    let name = format!("{volume}-log");
+    let name = log_helper(volume);
+    // What a run that was killed has left.
+    client.remove(&name).await?;
     run_as(ctx, client, image, &name, new, Vec::new()).await.map(drop)
 }
 

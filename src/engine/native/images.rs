@@ -49,6 +49,22 @@ impl NativeEngine {
         probe(&self.data().join("PG_VERSION"), &self.images_dir.join(".probe"))
     }
 
+    /// Whether the file system can at all; whatever else is in the way is an error.
+    fn shares_blocks(&self) -> Result<bool, Error> {
+        use nix::errno::Errno;
+        let (from, to) = (self.data().join("PG_VERSION"), self.images_dir.join(".probe"));
+        let _ = std::fs::remove_file(&to);
+        let cloned = reflink_copy::reflink(&from, &to);
+        let _ = std::fs::remove_file(&to);
+        let Err(error) = cloned else { return Ok(true) };
+        let cannot = [Errno::EOPNOTSUPP, Errno::EXDEV, Errno::EINVAL, Errno::ENOTTY, Errno::ENOSYS];
+        match error.raw_os_error() {
+            Some(number) if cannot.contains(&Errno::from_raw(number)) => Ok(false),
+            _ if error.kind() == std::io::ErrorKind::Unsupported => Ok(false),
+            _ => Err(Error::file("clone", from)(error)),
+        }
+    }
+
     /// Freezes the server's data; it is down while the clone is made.
     pub(in crate::engine) async fn freeze(
         &self,
@@ -110,7 +126,7 @@ impl NativeEngine {
         {
             let _lock = self.lock_images()?;
             let image = self.image(name);
-            if self.can_freeze().is_ok() {
+            if self.shelf == Shelf::Points || self.shares_blocks()? {
                 clone(&image.join("data"), &self.next(), self.user)?;
                 // Its age counts from here.
                 let facts = image.join(FACTS);
@@ -120,9 +136,13 @@ impl NativeEngine {
                     .and_then(|file| file.set_modified(std::time::SystemTime::now()))
                     .map_err(Error::file("touch", &facts))?;
             } else {
+                // Half of an image is never found.
+                let part = self.image(&format!(".part.{}", self.hash));
+                remove_dir(&part)?;
                 remove_dir(&self.next())?;
-                rename(&image.join("data"), &self.next())?;
-                remove_dir(&image)?;
+                rename(&image, &part)?;
+                rename(&part.join("data"), &self.next())?;
+                remove_dir(&part)?;
             }
         }
         self.carry_settings()?;

@@ -136,7 +136,7 @@ async fn nothing_of_the_machine_that_made_it_is_in_an_image() {
         assert!(!contains(bytes, path.as_str()), "the maker's folder is in {name}");
     }
     let of_machine = |name: &&str| name.ends_with(".conf") || name.contains("pg_stat/");
-    assert_eq!(names.iter().copied().find(|name| of_machine(&name)), None);
+    assert_eq!(names.iter().copied().find(of_machine), None);
     // Its scratch server is gone, and its own database was never touched.
     assert!(!maker.sandbox.project().join(".seedbed/image/.seedbed/native").exists());
     maker.run(&["url"]).exits(4);
@@ -241,6 +241,10 @@ async fn images_go_with_their_snapshots_and_older_ones_of_a_kind_before() {
         listed.lines().filter(|line| !line.is_empty()).count()
     };
     assert_eq!(documents(), 2);
+    let fresh = maker.run(&["snapshot", "prune", "--yes"]).succeeds().stdout;
+    assert!(!fresh.contains("images:") && documents() == 2, "young ones stay: {fresh}");
+    let store = store_of(&maker);
+    shell(&format!("find {store}/images -type f -exec touch -d '3 days ago' {{}} +"));
     let shown = maker.run(&["snapshot", "prune"]).succeeds().stdout;
     assert!(shown.contains("images: 1 to be removed"), "{shown}");
     assert_eq!(documents(), 2, "only shown");

@@ -229,7 +229,8 @@ case "$act" in
     room "$(($2 + spare))"
     image="$frozen/$1"
     rm -rf "$frozen"/.*."${env##*/}"
-    part="$frozen/.$1.${env##*/}"
+    # Of this container alone: one that was cut off a moment ago may be tidying up still.
+    part="$frozen/.$1.$(hostname).${env##*/}"
     trap 'rm -rf "$part"' EXIT
     mkdir -p "$part"
     tar -x -f - -C "$part"

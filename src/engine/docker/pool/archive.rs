@@ -32,16 +32,23 @@ impl From<std::io::Error> for Unsent {
     }
 }
 
-/// Sends the folder `data` with what comes in and the marker, a name and its text, then `image.json`
-/// with `facts`; closes `output` in any case.
+/// What is in one.
+pub(in crate::engine::docker) struct Archive<'a> {
+    /// What comes in, as the folder `data`.
+    pub incoming: Incoming,
+    /// A file of that folder: its name and its text.
+    pub marker: (&'a str, &'a str),
+    /// Of `image.json`, which comes last.
+    pub facts: &'a str,
+}
+
+/// Sends it; closes `output` in any case.
 pub(super) async fn send(
     output: Pin<Box<dyn AsyncWrite + Send>>,
-    facts: &str,
-    marker: (&str, &str),
-    incoming: Incoming,
+    archive: Archive<'_>,
 ) -> Result<(), Unsent> {
     let mut output = BufWriter::with_capacity(BUFFER, output);
-    let sent = send_all(&mut output, facts, marker, incoming).await;
+    let sent = send_all(&mut output, archive).await;
     let closed = output.shutdown().await;
     sent?;
     Ok(closed?)
@@ -49,10 +56,9 @@ pub(super) async fn send(
 
 async fn send_all(
     output: &mut (impl AsyncWrite + Unpin),
-    facts: &str,
-    (marker, text): (&str, &str),
-    mut incoming: Incoming,
+    archive: Archive<'_>,
 ) -> Result<(), Unsent> {
+    let Archive { mut incoming, marker: (marker, text), facts } = archive;
     let folder = |name: &str| header(&format!("data/{name}"), 0, tar::EntryType::Directory);
     output.write_all(&folder("")?).await?;
     for name in &incoming.folders {
