@@ -340,7 +340,7 @@ impl NativeEngine {
             // The state file was lost, not the data.
             Err(Error::Password { .. }) => {
                 self.stop_server(ctx).await?;
-                self.reset_password(password).await?;
+                self.reset_password(&self.data(), password).await?;
                 Box::pin(self.start(ctx, port, password)).await
             }
             Err(Error::Interrupted) => {
@@ -361,13 +361,16 @@ impl NativeEngine {
         let _ = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
     }
 
-    /// Sets the superuser's password while no server runs, in single-user mode.
-    async fn reset_password(&self, password: &SecretString) -> Result<(), Error> {
+    /// Sets the superuser's password in a data directory on which no server runs, in single-user mode and
+    /// with the settings of ours.
+    async fn reset_password(&self, data: &Utf8Path, password: &SecretString) -> Result<(), Error> {
         let program = self.bin.dir.join("postgres");
         let fail = |reason: String| Error::Program { program: program.to_string(), reason };
         let mut child = self
             .command("postgres")
-            .args(["--single", "-D", self.data().as_str(), "postgres"])
+            .args(["--single", "-D", data.as_str()])
+            .args(["-c", &format!("config_file={}", self.data().join("postgresql.conf"))])
+            .arg("postgres")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -186,35 +186,41 @@ impl NativeEngine {
         facts: &str,
         incoming: Incoming,
     ) -> Result<(), Error> {
-        let (this, name, facts) = (self.clone(), name.to_owned(), facts.to_owned());
-        let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
-        let taken =
-            tokio::task::spawn_blocking(move || this.receive_now(&name, &facts, &marker, incoming));
-        taken.await.unwrap_or_else(|error| {
-            let path = self.images_dir.clone();
-            Err(Error::File { action: "write in", path, error: std::io::Error::other(error) })
-        })
-    }
-
-    fn receive_now(
-        &self,
-        name: &str,
-        facts: &str,
-        marker: &str,
-        mut incoming: Incoming,
-    ) -> Result<(), Error> {
-        fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
         let part = self.image(&format!(".part.{}", self.hash));
-        remove_dir(&part)?;
-        let taken = self.receive_into(&part, facts, marker, &mut incoming);
+        let taken = self.receive_as(ctx, &part, name, facts, incoming).await;
         if taken.is_err() {
             let _ = remove_dir(&part);
         }
-        taken?;
+        taken
+    }
+
+    async fn receive_as(
+        &self,
+        ctx: &Context,
+        part: &Utf8Path,
+        name: &str,
+        facts: &str,
+        mut incoming: Incoming,
+    ) -> Result<(), Error> {
+        fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
+        remove_dir(part)?;
+        let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
+        let (this, to, text) = (self.clone(), part.to_owned(), facts.to_owned());
+        let taken = tokio::task::spawn_blocking(move || {
+            this.receive_into(&to, &text, &marker, &mut incoming)
+        });
+        taken.await.unwrap_or_else(|error| {
+            let error = std::io::Error::other(error);
+            Err(Error::File { action: "write in", path: part.to_owned(), error })
+        })?;
+        // Once, instead of at each start of a clone.
+        if let Some(password) = state::read(ctx)?.password() {
+            self.reset_password(&part.join("data"), &password).await?;
+        }
         let _lock = self.lock_images()?;
         let image = self.image(name);
         remove_dir(&image)?;
-        fs_err::rename(&part, &image).map_err(Error::file("make", &image))
+        fs_err::rename(part, &image).map_err(Error::file("make", &image))
     }
 
     fn receive_into(
