@@ -302,14 +302,9 @@ impl S3 {
 
     pub(super) async fn put_again(&self, name: &str, bytes: Bytes) -> Result<(), Error> {
         let call = Call { what: "write", action: "s3:PutObject", name };
-        let sha256 = match hash_in(name) {
-            Some(sha256) => sha256,
-            None => hash(&bytes).await,
-        };
         let mut again = false;
         loop {
-            let body = Body { bytes: bytes.clone(), sha256 };
-            match self.send_put(name, body, false, None).await {
+            match self.send_put(name, bytes.clone(), false, None).await {
                 Ok(Answer::Stored) => return Ok(()),
                 Ok(Answer::Vague) => return self.is_there(&call, bytes.len() as u64).await,
                 Err(error) if self.knows_no_checksum(&Refusal::of(&error), &mut again) => {}
@@ -383,10 +378,8 @@ impl S3 {
         let mut conditional = true;
         let mut conflicts = 0;
         let mut again = false;
-        let sha256 = hash(&bytes).await;
         loop {
-            let body = Body { bytes: bytes.clone(), sha256 };
-            let sent = self.send_put(name, body, conditional, tags.as_deref()).await;
+            let sent = self.send_put(name, bytes.clone(), conditional, tags.as_deref()).await;
             let error = match sent {
                 Ok(Answer::Stored) => return Ok(Put::Created),
                 Ok(Answer::Vague) => {
@@ -479,14 +472,12 @@ impl S3 {
     async fn send_put(
         &self,
         name: &str,
-        body: Body,
+        bytes: Bytes,
         conditional: bool,
         tags: Option<&str>,
     ) -> Result<Answer, SdkError<aws_sdk_s3::operation::put_object::PutObjectError>> {
-        let Body { bytes, sha256 } = body;
         let with_checksum = self.send_checksum.load(Ordering::Relaxed);
-        let checksum =
-            with_checksum.then(|| base64::engine::general_purpose::STANDARD.encode(sha256));
+        let checksum = if with_checksum { Some(checksum(&bytes).await) } else { None };
         let on_the_line = Duration::from_secs(bytes.len() as u64 / SLOWEST_UPLOAD);
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -593,12 +584,6 @@ fn denied_action(message: &str) -> Option<&str> {
     let end = named.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != ':');
     let action = &named[..end.unwrap_or(named.len())];
     action.contains(':').then_some(action)
-}
-
-/// What is put.
-struct Body {
-    bytes: Bytes,
-    sha256: [u8; 32],
 }
 
 /// What came back for a put.
@@ -742,24 +727,11 @@ async fn drain(
     }
 }
 
-/// The sha256 that the name of an object ends with, where it is named by its own: its bytes need not be
-/// read once more, and a server that compares the two sees whether they are still those.
-fn hash_in(name: &str) -> Option<[u8; 32]> {
-    let (_, digits) = name.rsplit_once('/')?;
-    let mut hash = [0; 32];
-    if digits.len() != 2 * hash.len() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(hash)
-}
-
-async fn hash(bytes: &Bytes) -> [u8; 32] {
+async fn checksum(bytes: &Bytes) -> String {
     let bytes = bytes.clone();
-    match tokio::task::spawn_blocking(move || Sha256::digest(&bytes).into()).await {
-        Ok(hash) => hash,
+    let digest = tokio::task::spawn_blocking(move || Sha256::digest(&bytes)).await;
+    match digest {
+        Ok(digest) => base64::engine::general_purpose::STANDARD.encode(digest),
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
@@ -795,18 +767,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{denied_action, hash_in, tagging};
-
-    #[test]
-    fn only_a_name_that_ends_with_a_hash_holds_one() {
-        let digits = "0f".repeat(32);
-        assert_eq!(hash_in(&format!("chunks/0f/{digits}")), Some([15; 32]));
-        for name in ["snapshots/x.json", &format!("chunks/{digits}0"), &digits] {
-            assert_eq!(hash_in(name), None, "{name}");
-        }
-        let odd = format!("chunks/{}", "+f".repeat(32));
-        assert_eq!(hash_in(&odd), None);
-    }
+    use super::{denied_action, tagging};
 
     #[test]
     fn a_denial_may_name_the_action_of_a_key() {
