@@ -4,6 +4,8 @@
 //! chunks, never on the table's. Reading promises that no byte is handed on before the stored hash (by
 //! whoever brings the object), the plain size and the plain hash have all been found right.
 
+use std::io::Read;
+
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -12,6 +14,9 @@ use super::manifest::Chunk;
 /// What is handed to the server or read of a large object at once: large enough that the hop costs
 /// nothing.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
+
+/// 128 MiB, what `zstd` itself accepts without `--long`; frames that want more are refused unread.
+const WINDOW_LOG_MAX: u32 = 27;
 
 /// Why stored bytes are not what the manifest says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,28 +129,15 @@ pub(super) fn open(object: &Bytes, chunk: &Chunk) -> Result<Bytes, Damage> {
     Ok(Bytes::from(plain))
 }
 
-/// The bytes of one frame, no more and no less. In one piece: a stream would keep its window beside the
-/// result and copy all of it.
+/// The bytes of one frame, no more and no less: a bomb costs no more than the manifest says.
 pub(crate) fn decompress(frame: &[u8], plain_size: usize) -> Result<Vec<u8>, Damage> {
-    let broken = |reason: String| Damage::Frame { reason };
+    let broken = |error: std::io::Error| Damage::Frame { reason: error.to_string() };
     let needed = plain_size as u64;
-    // A frame says how much it holds; where that is not what the manifest says, it is not read.
-    match zstd::zstd_safe::get_frame_content_size(frame) {
-        Ok(Some(said)) if said != needed => return Err(Damage::PlainSize { needed }),
-        Ok(_) => {}
-        Err(error) => return Err(broken(error.to_string())),
-    }
-    // Memory is taken up as it is written to, so a bomb costs no more than it holds.
-    let mut plain = Vec::new();
-    plain.try_reserve_exact(plain_size).map_err(|error| broken(error.to_string()))?;
-    let decompressed = zstd::zstd_safe::DCtx::create().decompress(&mut plain, frame);
-    if let Err(code) = decompressed {
-        return Err(match zstd::zstd_safe::get_error_name(code) {
-            // There is more than the manifest says.
-            "Destination buffer is too small" => Damage::PlainSize { needed },
-            reason => broken(reason.to_owned()),
-        });
-    }
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(broken)?;
+    decoder.window_log_max(WINDOW_LOG_MAX).map_err(broken)?;
+    // One byte over is refused.
+    let mut plain = Vec::with_capacity(plain_size.min(64 * 1024 * 1024) + 1);
+    decoder.take(needed.saturating_add(1)).read_to_end(&mut plain).map_err(broken)?;
     if plain.len() != plain_size {
         return Err(Damage::PlainSize { needed });
     }

@@ -462,7 +462,7 @@ async fn f26_frames_that_unpack_to_more_than_they_say_cost_no_more_than_they_say
     let (modest, huge) = (7 << 3, 21 << 3);
     for (what, stored, words) in [
         ("100 GB in 3 MB", bomb(modest, 800_000), "more or less than the 6000 bytes"),
-        ("a window of 2 GiB", bomb(huge, 10), "more or less than the 6000 bytes"),
+        ("a window of 2 GiB", bomb(huge, 10), "cannot be decompressed"),
         ("garbage behind", garbage, "cannot be decompressed"),
         ("cut short", frame[..frame.len() - 5].to_vec(), "cannot be decompressed"),
         ("no frame", b"hello".to_vec(), "cannot be decompressed"),
