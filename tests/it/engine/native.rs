@@ -32,25 +32,42 @@ async fn a_named_port_that_a_foreign_postgres_has_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_a_client_has_by_chance_for_a_moment_is_waited_for() {
-    let named = format!("{}port = {}\n", native_config(), postgres::free_port());
-    for config in [native_config(), named] {
-        let project = Project::new(&config);
-        let engine = project.engine().await;
-        let ctx = project.context();
-        let first = engine.ensure(&ctx).await.expect("starts").admin.port;
-        engine.stop(&ctx, Volumes::Keep).await.expect("stops");
-        // Nobody listens there, and nobody else can.
-        let holder = tokio::net::TcpSocket::new_v4().expect("there are sockets");
-        holder.bind(([127, 0, 0, 1], first).into()).expect("it is free by now");
+    for named in [false, true] {
+        let (project, first, holder) = stopped_with_its_port_held(named).await;
         let release = std::thread::spawn(move || {
             shell("sleep 1");
             drop(holder);
         });
-        let again = engine.ensure(&ctx).await.expect("starts on the same port").admin.port;
-        assert!(release.is_finished(), "{config}: it cannot have been free");
+        let engine = project.engine().await;
+        let again = engine.ensure(&project.context()).await.expect("starts on its port").admin.port;
+        assert!(release.is_finished(), "named: {named}: it cannot have been free");
         release.join().expect("it was let go");
-        assert_eq!(again, first, "{config}");
+        assert_eq!(again, first, "named: {named}");
     }
+}
+
+/// A project whose server is stopped, and a socket that has its port: nobody listens there, and nobody
+/// else can. Another where a client of some other test came by that port before us.
+async fn stopped_with_its_port_held(named: bool) -> (Project, u16, tokio::net::TcpSocket) {
+    for _ in 0..10 {
+        let port = match named {
+            true => format!("port = {}\n", postgres::free_port()),
+            false => String::new(),
+        };
+        let project = Project::new(&format!("{}{port}", native_config()));
+        let (engine, ctx) = (project.engine().await, project.context());
+        let first = match engine.ensure(&ctx).await {
+            Ok(server) => server.admin.port,
+            Err(Error::PortTaken { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        engine.stop(&ctx, Volumes::Keep).await.expect("stops");
+        let holder = tokio::net::TcpSocket::new_v4().expect("there are sockets");
+        if holder.bind(([127, 0, 0, 1], first).into()).is_ok() {
+            return (project, first, holder);
+        }
+    }
+    panic!("ten ports were taken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

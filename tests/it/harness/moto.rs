@@ -15,6 +15,21 @@ use super::{python_tool, require, watchdog};
 /// What nobody checks, as long as credentials are off; it only says which service is meant.
 const SIGNED_FOR: &str = "AWS4-HMAC-SHA256 Credential=anybody/20260101/us-east-1/";
 
+/// The server as it is but for one thing: it looks whether an object is there and stores it with no lock
+/// between the two, so that under load two writers were told that they came first
+/// (moto 5.2.5, `S3Response.put_object`).
+const ATOMIC_SERVER: &str = "
+import sys, threading
+from moto.s3.responses import S3Response
+from moto.server import main
+put_object, lock = S3Response.put_object, threading.Lock()
+def one_at_a_time(self):
+    with lock:
+        return put_object(self)
+S3Response.put_object = one_at_a_time
+sys.exit(main())
+";
+
 /// A running server.
 pub struct Moto {
     pub endpoint: String,
@@ -39,8 +54,8 @@ impl Moto {
         if !require("moto_server (installed by scripts/test)", program.is_some()) {
             return None;
         }
-        let mut child = Command::new(program?)
-            .args(["-H", "127.0.0.1", "-p", "0"])
+        let mut child = Command::new(program?.with_file_name("python3"))
+            .args(["-c", ATOMIC_SERVER, "-H", "127.0.0.1", "-p", "0"])
             .env_clear()
             .env("PYTHONUNBUFFERED", "1")
             .stdin(Stdio::null())
