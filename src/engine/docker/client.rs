@@ -425,7 +425,15 @@ impl Client {
         let parts = self.docker.download_from_container(name, Some(options));
         let answer = parts.try_collect::<Vec<Bytes>>().await;
         let action = || format!("read `{path}` in the container `{name}`");
-        let Some(parts) = found(answer, action)? else { return Ok(None) };
+        let Some(parts) = found(answer, action)? else {
+            return match self.container(name).await? {
+                Some(_) => Ok(None),
+                None => Err(Error::DockerCall {
+                    action: action(),
+                    reason: "the container was removed meanwhile".to_owned(),
+                }),
+            };
+        };
         let tar = parts.concat();
         let fail = |error: std::io::Error| Error::DockerCall {
             action: action(),
@@ -449,10 +457,33 @@ impl Client {
 
     /// Runs a program in a running container; its input is sent while its output is read.
     pub async fn exec(&self, name: &str, exec: Exec<'_>) -> Result<ExecOutput, Error> {
+        let stdin = exec.stdin.clone();
+        let prepared = self.prepare(name, exec, stdin.is_some()).await?;
+        let Running { id, output, mut input, action } = self.start_exec(prepared).await?;
+        let send = async {
+            if let Some(bytes) = stdin {
+                // A program that ends before it has read everything is no error of ours.
+                let _ = input.write_all(&bytes).await;
+            }
+            let _ = input.shutdown().await;
+        };
+        let mut written = Written::default();
+        let (received, ()) = futures_util::join!(written.collect(output), send);
+        received.map_err(call(action.clone()))?;
+        self.ended(&id, written, action).await
+    }
+
+    /// Makes a program ready to be run in a running container: nothing of it happens before it is started.
+    pub async fn prepare(
+        &self,
+        name: &str,
+        exec: Exec<'_>,
+        with_input: bool,
+    ) -> Result<Prepared, Error> {
         let program = exec.command.first().cloned().unwrap_or_default();
         let action = format!("run `{program}` in the container `{name}`");
         let config = ExecConfig {
-            attach_stdin: Some(exec.stdin.is_some()),
+            attach_stdin: Some(with_input),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             env: Some(exec.env),
@@ -461,23 +492,53 @@ impl Client {
             ..ExecConfig::default()
         };
         let created = self.docker.create_exec(name, config).await.map_err(call(action.clone()))?;
-        let started = self.docker.start_exec(&created.id, None::<StartExecOptions>).await;
-        let StartExecResults::Attached { output, mut input } =
-            started.map_err(call(action.clone()))?
-        else {
-            return Err(Error::DockerCall { action, reason: "not attached".to_owned() });
-        };
-        let send = async {
-            if let Some(bytes) = exec.stdin {
-                // A program that ends before it has read everything is no error of ours.
-                let _ = input.write_all(&bytes).await;
+        Ok(Prepared { id: created.id, action })
+    }
+
+    async fn start_exec(&self, prepared: Prepared) -> Result<Running, Error> {
+        let Prepared { id, action } = prepared;
+        let started = self.docker.start_exec(&id, None::<StartExecOptions>).await;
+        match started.map_err(call(action.clone()))? {
+            StartExecResults::Attached { output, input } => {
+                Ok(Running { id, output, input, action })
             }
-            let _ = input.shutdown().await;
-        };
-        let (received, ()) = futures_util::join!(collect(output), send);
-        let (stdout, stderr) = received.map_err(call(action.clone()))?;
-        let ended = self.docker.inspect_exec(&created.id).await.map_err(call(action))?;
+            StartExecResults::Detached => {
+                Err(Error::DockerCall { action, reason: "not attached".to_owned() })
+            }
+        }
+    }
+
+    async fn ended(&self, id: &str, written: Written, action: String) -> Result<ExecOutput, Error> {
+        let ended = self.docker.inspect_exec(id).await.map_err(call(action))?;
+        let Written { stdout, stderr } = written;
         Ok(ExecOutput { stdout, stderr, status: ended.exit_code.unwrap_or(-1) })
+    }
+
+    /// Runs a program that was prepared to have input, writes a line and then reads one: `answer` has the first
+    /// and gives the second, with what else it found out. `None`: the program wrote no line.
+    pub async fn converse<T>(
+        &self,
+        prepared: Prepared,
+        answer: impl AsyncFnOnce(String) -> (String, T),
+    ) -> Result<(ExecOutput, Option<T>), Error> {
+        let Running { id, mut output, mut input, action } = self.start_exec(prepared).await?;
+        let mut written = Written::default();
+        while !written.stdout.contains(&b'\n') {
+            match output.try_next().await.map_err(call(action.clone()))? {
+                Some(part) => written.add(part),
+                None => break,
+            }
+        }
+        let mut told = None;
+        if let Some(line) = String::from_utf8_lossy(&written.stdout).lines().next() {
+            let (reply, value) = answer(line.to_owned()).await;
+            // One that was ended meanwhile reads nothing.
+            let _ = input.write_all(format!("{reply}\n").as_bytes()).await;
+            told = Some(value);
+        }
+        let _ = input.shutdown().await;
+        written.collect(output).await.map_err(call(action.clone()))?;
+        Ok((self.ended(&id, written, action).await?, told))
     }
 
     /// Holds the standard input of a container that was made with [`Life::WhileAttached`]; call it
@@ -544,19 +605,45 @@ impl Client {
     }
 }
 
-async fn collect(
-    mut output: Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>,
-) -> Result<(Vec<u8>, Vec<u8>), bollard::errors::Error> {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    while let Some(part) = output.try_next().await? {
+type Output = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
+
+/// A program that is ready to be run in a container.
+pub(super) struct Prepared {
+    id: String,
+    action: String,
+}
+
+/// A program that was started in a container.
+struct Running {
+    id: String,
+    output: Output,
+    input: Pin<Box<dyn AsyncWrite + Send>>,
+    action: String,
+}
+
+/// What a program has written so far.
+#[derive(Default)]
+struct Written {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Written {
+    fn add(&mut self, part: LogOutput) {
         match part {
-            LogOutput::StdErr { message } => stderr.extend_from_slice(&message),
+            LogOutput::StdErr { message } => self.stderr.extend_from_slice(&message),
             LogOutput::StdOut { message }
             | LogOutput::StdIn { message }
-            | LogOutput::Console { message } => stdout.extend_from_slice(&message),
+            | LogOutput::Console { message } => self.stdout.extend_from_slice(&message),
         }
     }
-    Ok((stdout, stderr))
+
+    async fn collect(&mut self, mut output: Output) -> Result<(), bollard::errors::Error> {
+        while let Some(part) = output.try_next().await? {
+            self.add(part);
+        }
+        Ok(())
+    }
 }
 
 fn docker_credentials(credentials: &Credentials) -> DockerCredentials {

@@ -1,6 +1,6 @@
 //! Frozen data directories in the pool: freezing the current one, serving a clone of one.
 
-use super::client::{Exec, VolumeMount};
+use super::client::{Container, Exec, ExecOutput, VolumeMount};
 use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, MARKER, label, pool_of};
@@ -25,12 +25,18 @@ impl DockerEngine {
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let about = Whose::of(ctx).to_json();
+        let arguments = [name, facts, about.as_str()];
         if pool_of(&state).is_none() {
-            self.adopt(ctx, &mut state, &image).await?;
+            let data = generation();
+            let adopt = ("adopt", &[data.as_str(), &image.data, &about][..]);
+            let freeze = Some(("freeze", &arguments[..]));
+            let (server, frozen) = self.move_in(ctx, &mut state, &image, adopt, freeze).await?;
+            frozen?;
+            return Ok(server);
         }
         self.sweep_volume(&state).await?;
-        let about = Whose::of(ctx).to_json();
-        let frozen = self.act(ctx, &state, &image, "freeze", &[name, facts, &about]).await;
+        let frozen = self.act(ctx, &state, &image, "freeze", &arguments).await;
         // Frozen or not, and whatever the user asks for, the server comes up again.
         let server = self.answering(&ctx.uninterrupted(), &mut state).await?;
         frozen?;
@@ -91,13 +97,17 @@ impl DockerEngine {
         pool::act_fed(ctx, &self.client, &image, &pool, command, archive).await
     }
 
-    /// Moves the data from its volume into the pool. Until the state says so the volume is the truth.
-    async fn adopt(
+    /// Moves the environment into the pool, where `make` gives it its data, and starts its server there. `then`
+    /// is done in between, so that nobody comes to the server before; what came of it is in the answer.
+    /// Until the state says so the volume is the truth.
+    async fn move_in(
         &self,
         ctx: &Context,
         state: &mut State,
         image: &ServerImage,
-    ) -> Result<(), Error> {
+        make: (&str, &[&str]),
+        then: Option<(&str, &[&str])>,
+    ) -> Result<(Server, Result<String, Error>), Error> {
         let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
         let step = ctx.report.step("move the data to where clones share blocks");
         let container = self.container().await?;
@@ -111,19 +121,24 @@ impl DockerEngine {
                 target: image.mount.clone(),
                 read_only: true,
             };
-            let generation = generation();
-            let about = Whose::of(ctx).to_json();
-            let command = pool::act(&self.hash, "adopt", &[&generation, &image.data, &about]);
+            let (act, arguments) = make;
+            let command = self.command(act, arguments);
             pool::act_alone(ctx, &self.client, image, &pool, command, vec![volume]).await?;
+            let mut done = Ok(String::new());
+            if let Some((act, arguments)) = then {
+                let command = self.command(act, arguments);
+                done = pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await;
+            }
             if let Some(docker) = &mut state.docker {
                 docker.pool = Some(pool.state());
             }
-            self.start(ctx, state, image, container.clone()).await
+            let server = self.start(ctx, state, image, container.clone()).await?;
+            Ok((server, done))
         };
         match moved.await {
-            Ok(_) => {
+            Ok(moved) => {
                 step.done(format!("pool {}", pool.mounted()));
-                Ok(())
+                Ok(moved)
             }
             Err(error) => {
                 if self.client.volume(&self.name).await?.is_none() {
@@ -183,12 +198,29 @@ impl DockerEngine {
         keep: Keep,
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
-        if pool_of(&state).is_none() {
-            let image = image::ensure(ctx, &self.client, &self.image).await?;
-            self.adopt(ctx, &mut state, &image).await?;
+        let (about, clone) = (Whose::of(ctx).to_json(), generation());
+        let arguments = [name, clone.as_str(), about.as_str()];
+        if pool_of(&state).is_some() {
+            return self.turn(ctx, "replace", &arguments, keep).await;
         }
-        let about = Whose::of(ctx).to_json();
-        self.turn(ctx, "replace", &[name, &generation(), &about], keep).await
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        match keep {
+            // Nobody wants the data that is in the volume.
+            Keep::No => {
+                let take = ("take", &[name, clone.as_str(), &image.data, &about][..]);
+                Ok(self.move_in(ctx, &mut state, &image, take, None).await?.0)
+            }
+            Keep::Yes => {
+                let old = generation();
+                let adopt = ("adopt", &[old.as_str(), &image.data, &about][..]);
+                let replace = Some(("replace", &arguments[..]));
+                let (server, replaced) =
+                    self.move_in(ctx, &mut state, &image, adopt, replace).await?;
+                replaced?;
+                self.settle(ctx, &state, &image, &old).await;
+                Ok(server)
+            }
+        }
     }
 
     /// Serves what the last [`Self::replace`] has kept; keeps what it served until now.
@@ -212,40 +244,97 @@ impl DockerEngine {
         arguments: &[&str],
         keep: Keep,
     ) -> Result<Server, Error> {
-        let mut state = state::read(ctx)?;
+        let state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         self.sweep_volume(&state).await?;
-        // Once the act has begun the switch comes to its end, whatever the user asks for: a server that is
-        // coming up has no lock file for a while, by which going back would find it.
-        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
         let calm = &ctx.uninterrupted();
         let port = state.docker.as_ref().map(|known| known.port);
+        let mut after = state.clone();
+        let turned = self.act_and_serve(ctx, (&state, &mut after), &image, (act, arguments), keep);
         // What is written while the clone is made need not be while nobody is served: that was a third of
-        // a reset. It ends with the server, if not before.
-        let act = self.act(ctx, &state, &image, act, arguments);
-        let (old, ()) = futures_util::join!(act, self.checkpoint(&state, port));
-        let old = match old {
-            Ok(old) => old,
+        // a reset.
+        let beside = async {
+            self.checkpoint(&state, port).await;
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        let turned = tokio::select! {
+            turned = turned => turned,
+            never = beside => match never {},
+        };
+        let (old, served) = match turned {
+            Ok(turned) => turned,
             Err(error) => {
                 // It may have stopped the server.
-                self.answering(calm, &mut state).await?;
+                self.answering(calm, &mut after).await?;
                 return Err(error);
             }
         };
-        let old = old.trim();
-        match self.answering(calm, &mut state).await {
-            Ok(server) => {
-                let kept = if keep == Keep::Yes { old } else { "" };
-                self.act(calm, &state, &image, "settle", &[kept]).await?;
-                Ok(server)
+        let Err(error) = served else { return served };
+        // The first error is the one that counts; the old data is served again. The new server may be coming
+        // up still, and has no lock file for a while, by which the act would find it.
+        if let Some(found) = self.container().await? {
+            self.client.stop(&found.id).await?;
+        }
+        self.act(calm, &after, &image, "switch", &[&old]).await?;
+        self.answering(calm, &mut after).await?;
+        self.act(calm, &after, &image, "unwind", &[]).await?;
+        Err(error)
+    }
+
+    /// Does an act that puts other data in place, and serves that. Gives back what was served before, and
+    /// what came of it. Where the server runs, the same program tidies up when it has answered: each one takes
+    /// a tenth of a second to start.
+    ///
+    /// Once the act has begun the switch comes to its end, whatever the user asks for: a server that is
+    /// coming up has no lock file for a while, by which going back would find it.
+    async fn act_and_serve(
+        &self,
+        ctx: &Context,
+        (state, after): (&State, &mut State),
+        image: &ServerImage,
+        (act, arguments): (&str, &[&str]),
+        keep: Keep,
+    ) -> Result<(String, Result<Server, Error>), Error> {
+        let kept = |old: &str| if keep == Keep::Yes { old.to_owned() } else { String::new() };
+        let calm = &ctx.uninterrupted();
+        let Some(here) = self.in_pool().await? else {
+            ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
+            let old = self.act(calm, state, image, act, arguments).await?.trim().to_owned();
+            let served = self.answering(calm, after).await;
+            if served.is_ok() {
+                self.settle(calm, after, image, &kept(&old)).await;
             }
-            Err(error) => {
-                // The first error is the one that counts; the old data is served again.
-                self.act(calm, &state, &image, "switch", &[old]).await?;
-                self.answering(calm, &mut state).await?;
-                self.act(calm, &state, &image, "unwind", &[]).await?;
-                Err(error)
-            }
+            return Ok((old, served));
+        };
+        let serve = async |old: String| {
+            let served = self.answering(calm, after).await;
+            let reply = match &served {
+                Ok(_) => format!("settle {}", kept(&old)),
+                Err(_) => String::new(),
+            };
+            (reply, (old, served))
+        };
+        let exec = Exec {
+            command: self.command(act, arguments),
+            env: Vec::new(),
+            user: "root",
+            stdin: None,
+        };
+        let prepared = self.client.prepare(&here.id, exec, true).await?;
+        ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
+        let (output, turned) = self.client.converse(prepared, serve).await?;
+        let Some((old, served)) = turned else { return Err(self.explained(act, &here, &output)) };
+        if served.is_ok() && output.status != 0 {
+            ctx.report.warn(left_behind(&self.explained(act, &here, &output)));
+        }
+        Ok((old, served))
+    }
+
+    /// Keeps the data `kept` beside what is served now, and removes all other of the environment. What goes
+    /// wrong leaves some of it until the next time: the new data is served.
+    async fn settle(&self, ctx: &Context, state: &State, image: &ServerImage, kept: &str) {
+        if let Err(error) = self.act(ctx, state, image, "settle", &[kept]).await {
+            ctx.report.warn(left_behind(&error));
         }
     }
 
@@ -267,8 +356,20 @@ impl DockerEngine {
     ) -> Result<Option<String>, Error> {
         let state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        if self.pool(ctx, &state, &image).await?.is_none() {
-            return Ok(None);
+        match self.pool(ctx, &state, &image).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(None),
+            // One that cannot be had is not in the way of a project that is not in it.
+            Err(Error::NoPool { reason }) if pool_of(&state).is_none() => {
+                ctx.report.note(format!("no image is looked for: {reason}"));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        if let Some(here) = self.in_pool().await? {
+            // No program has to be started for it.
+            let facts = self.client.read(&here.id, &self.facts_file(name)).await?;
+            return Ok(facts.map(|facts| String::from_utf8_lossy(&facts).into_owned()));
         }
         let facts = self.act(ctx, &state, &image, "facts", &[name]).await?;
         Ok((!facts.trim().is_empty()).then_some(facts))
@@ -356,6 +457,20 @@ impl DockerEngine {
         Ok((was == Some("yes")).then(|| format!("the data in the pool {}", pool.mounted())))
     }
 
+    fn facts_file(&self, name: &str) -> String {
+        match self.shelf {
+            Shelf::Images => format!("{}/images/{name}/image.json", pool::ROOT),
+            Shelf::Points => format!("{}/envs/{}/images/{name}/image.json", pool::ROOT, self.hash),
+        }
+    }
+
+    fn command(&self, act: &str, arguments: &[&str]) -> Vec<String> {
+        match self.shelf {
+            Shelf::Images => pool::act(&self.hash, act, arguments),
+            Shelf::Points => pool::act(&self.hash, "points", &[&[act], arguments].concat()),
+        }
+    }
+
     /// Runs an act where the server runs, else in a container of its own.
     async fn act(
         &self,
@@ -365,14 +480,8 @@ impl DockerEngine {
         act: &str,
         arguments: &[&str],
     ) -> Result<String, Error> {
-        let command = match self.shelf {
-            Shelf::Images => pool::act(&self.hash, act, arguments),
-            Shelf::Points => pool::act(&self.hash, "points", &[&[act], arguments].concat()),
-        };
-        let container = self.container().await?;
-        let here =
-            container.filter(|found| found.running && found.labels.contains_key(label::POOL));
-        let Some(here) = here else {
+        let command = self.command(act, arguments);
+        let Some(here) = self.in_pool().await? else {
             let Some(pool) = self.pool(ctx, state, image).await? else {
                 return Err(Error::NoPool { reason: "there is none".to_owned() });
             };
@@ -380,18 +489,28 @@ impl DockerEngine {
         };
         let exec = Exec { command, env: Vec::new(), user: "root", stdin: None };
         let output = self.client.exec(&here.id, exec).await?;
-        if output.status == 0 {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        match output.status {
+            0 => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            _ => Err(self.explained(act, &here, &output)),
         }
+    }
+
+    /// The running container whose data lies in the pool.
+    async fn in_pool(&self) -> Result<Option<Container>, Error> {
+        let container = self.container().await?;
+        Ok(container.filter(|found| found.running && found.labels.contains_key(label::POOL)))
+    }
+
+    /// The error that an act has ended with in a container.
+    fn explained(&self, act: &str, here: &Container, output: &ExecOutput) -> Error {
         let error = Error::DockerCall {
             action: format!("{act} in {}", self.what()),
             reason: String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "),
         };
-        let pool = here.labels.get(label::POOL).and_then(|label| Pool::from_label(label));
-        Err(match pool {
+        match here.labels.get(label::POOL).and_then(|label| Pool::from_label(label)) {
             Some(pool) => pool.explain(error),
             None => error,
-        })
+        }
     }
 
     /// The server after an act; started where it had ended.
@@ -407,6 +526,10 @@ impl DockerEngine {
             }
         }
     }
+}
+
+fn left_behind(error: &Error) -> String {
+    format!("what was replaced stays on the disk: {error}")
 }
 
 /// A name for a new data directory of an environment.

@@ -432,7 +432,7 @@ async fn remove_ended(client: &Client, volume: &str) -> Result<(), Error> {
         let ours = |labels: &HashMap<String, String>| {
             labels.contains_key(label::PROJECT) || labels.contains_key(label::ROLE)
         };
-        if container.is_some_and(|found| !found.running && ours(&found.labels)) {
+        if container.is_some_and(|found| !found.running && !found.starting && ours(&found.labels)) {
             client.remove(&user).await?;
         }
     }

@@ -270,13 +270,13 @@ async fn what_is_lent_comes_from_a_template_beside_the_image_and_outlives_a_rese
 }
 
 /// Starts a run whose output is wanted.
-fn started(project: &Project, args: &[&str]) -> std::process::Child {
+pub fn started(project: &Project, args: &[&str]) -> std::process::Child {
     let mut command = project.sandbox.command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("the program was built for this suite")
 }
 
-fn ended(project: &Project, args: &[&str], child: std::process::Child) -> crate::harness::Run {
+pub fn ended(project: &Project, args: &[&str], child: std::process::Child) -> crate::harness::Run {
     project.sandbox.ended(args, child.wait_with_output().expect("our own child"))
 }
 
@@ -375,4 +375,22 @@ async fn native_lists_which_environments_came_from_which_image() {
     project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
     let table = project.run(&["images", "list"]).succeeds().stdout;
     assert!(table.contains(", which is gone  "), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_serves_the_old_database_again_where_the_image_does_not_start() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.run(&["up"]).succeeds();
+    use_it(&project).await;
+    let used = project.contents().await;
+    shell(&format!(
+        "docker run --rm -v {pool}-mounted:/p --entrypoint sh postgres:17 -c \
+         'truncate -s 100 /p/images/*/data/global/pg_control'"
+    ));
+    for args in [&["reset"][..], &["reset", "--keep"]] {
+        let reset = project.run(args).exits(4);
+        assert!(reset.stderr.contains("pg_control"), "{}", reset.stderr);
+        assert_eq!(project.contents().await, used);
+        project.run(&["undo-reset"]).exits(4);
+    }
 }

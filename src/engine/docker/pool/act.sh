@@ -146,6 +146,33 @@ came_from() {
   [ "$shelf" = points ] || printf '%s\n' "$1" >"$2/seedbed.from" || true
 }
 
+# settle GENERATION: keeps that one, if any, beside the current one.
+settle() {
+  if [ -n "$1" ]; then point kept "$1"; else rm -f "$env/kept"; fi
+  rm -f "$env/previous"
+  sweep_generations
+}
+
+# served OLD: says what was served until now, lets the server come up on what is to be, and is told on
+# standard input whether it has: `settle GENERATION`. Without a word nothing is removed.
+served() {
+  printf '%s\n' "$1"
+  release
+  read -r word kept || return 0
+  [ "$word" != settle ] || settle "$kept"
+}
+
+# clone_image NAME GENERATION
+clone_image() {
+  lock_images -s
+  [ -f "$frozen/$1/image.json" ] || fail "the image $1 is gone"
+  clone "$frozen/$1/data" "$env/$2"
+  # Its age counts from here.
+  touch "$frozen/$1/image.json"
+  exec 9>&-
+  came_from "$1" "$env/$2"
+}
+
 # about JSON: whose environment it is, for people.
 about() {
   [ "$(cat "$env/about.json" 2>/dev/null || true)" = "$1" ] || printf '%s\n' "$1" >"$env/about.json"
@@ -193,7 +220,7 @@ spare=131072
 
 case "$act" in
   # Where there is none yet, these find nothing.
-  probe | adopt | here | leave | list | sharers | facts | kept) ;;
+  probe | adopt | take | here | leave | list | sharers | facts | kept) ;;
   *) in_pool ;;
 esac
 case "$act" in
@@ -259,28 +286,36 @@ case "$act" in
     point current "$1"
     sweep_generations
     ;;
-  # replace NAME GENERATION ABOUT: the environment becomes a clone of an image. Prints what it was.
+  # take NAME GENERATION FOLDER ABOUT: an environment whose data lies elsewhere, and is not wanted any more,
+  # becomes a clone of an image.
+  take)
+    in_pool
+    lock_env
+    chmod 711 "$root" "$root/envs" "$env"
+    room "$spare"
+    clone_image "$1" "$2"
+    carry_settings "$3" "$env/$2"
+    about "$4"
+    # The volume with the old data is removed next.
+    sync
+    point current "$2"
+    sweep_generations
+    ;;
+  # replace NAME GENERATION ABOUT: the environment becomes a clone of an image, see `served`.
   replace)
     lock_env
     room "$spare"
-    image="$frozen/$1"
-    lock_images -s
-    [ -f "$image/image.json" ] || fail "the image $1 is gone"
-    clone "$image/data" "$env/$2"
-    # Its age counts from here.
-    touch "$image/image.json"
-    exec 9>&-
+    clone_image "$1" "$2"
     carry_settings "$env/current" "$env/$2"
-    came_from "$1" "$env/$2"
     about "$3"
     old=$(readlink "$env/current")
     hold
     # Whoever is cut off before `settle` finds here what was served.
     point previous "$old"
     point current "$2"
-    printf '%s\n' "$old"
+    served "$old"
     ;;
-  # switch GENERATION: back to data that is there still. Prints what it was.
+  # switch GENERATION: back to data that is there still, see `served`.
   switch)
     lock_env
     [ -f "$env/$1/PG_VERSION" ] || fail "the data $1 is gone"
@@ -288,14 +323,12 @@ case "$act" in
     hold
     point previous "$old"
     point current "$1"
-    printf '%s\n' "$old"
+    served "$old"
     ;;
   # settle [GENERATION]: keeps that one beside the current one, and removes all others.
   settle)
     lock_env
-    if [ -n "${1:-}" ]; then point kept "$1"; else rm -f "$env/kept"; fi
-    rm -f "$env/previous"
-    sweep_generations
+    settle "${1:-}"
     ;;
   # unwind: after a replacement that did not start, which nobody wants back.
   unwind)
