@@ -762,6 +762,11 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
             });
         let fail = |error| Error::Sql { what: "look after", database: found.name.clone(), error };
         if leftover && lock::try_database(&session, &found.name).await.map_err(fail)? {
+            // Who makes a database holds its lock until it is marked: that may have been a moment ago.
+            let now = find(&session, &found.name).await?;
+            if now.is_none_or(|now| now.marker != found.marker) {
+                continue;
+            }
             match force_drop(&session, &found.name).await {
                 Ok(()) => ctx.report.note(format!(
                     "removed `{}`, left over from a run that was cut off",

@@ -348,14 +348,19 @@ pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error
 /// What the engine said.
 pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Pruned, Error> {
     let images = list(ctx, engine).await?;
-    let ours =
-        |project: &str| ctx.config.project == project || !camino::Utf8Path::new(project).exists();
+    let ours = |project: &str| ctx.config.project == project || is_gone(project);
     let (kept, removed) = fates(images, &ctx.config.images, ours);
     if !dry_run && !removed.is_empty() {
         let names: Vec<&str> = removed.iter().map(|image| image.name.as_str()).collect();
         engine.drop_images(ctx, &names).await?;
     }
     Ok(Pruned { removed, kept, dry_run })
+}
+
+/// Whether a folder is there no more, which somebody who may not look cannot say.
+fn is_gone(folder: &str) -> bool {
+    let found = std::fs::symlink_metadata(folder);
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Which images stay, and which go. `images` are sorted, newest first; the newest of each database

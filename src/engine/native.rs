@@ -143,7 +143,11 @@ impl NativeEngine {
         if let Some(port) = self.serving() {
             match self.connect_to(ctx, &mut state, port).await {
                 // A run was cut off before it had set the password in data from elsewhere: the start does.
-                Err(Error::Password { .. }) => self.stop_server(ctx).await?,
+                Err(Error::Password { .. }) if self.is_from_elsewhere() => {
+                    ctx.report
+                        .note("the server is started anew: its data came with another password");
+                    self.stop_server(ctx).await?;
+                }
                 other => return other,
             }
         }
@@ -301,8 +305,26 @@ impl NativeEngine {
         Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
-    /// Starts the server in a process group of its own, so that Ctrl-C in our terminal is not its.
+    /// Starts the server; where it has another password than ours (the state file was lost, not the data)
+    /// it gets ours first.
     async fn start(
+        &self,
+        ctx: &Context,
+        port: u16,
+        password: &SecretString,
+    ) -> Result<Identity, Error> {
+        match self.start_once(ctx, port, password).await {
+            Err(Error::Password { .. }) => {
+                self.stop_server(ctx).await?;
+                self.reset_password(&self.data(), password).await?;
+                self.start_once(ctx, port, password).await
+            }
+            other => other,
+        }
+    }
+
+    /// In a process group of its own, so that Ctrl-C in our terminal is not the server's.
+    async fn start_once(
         &self,
         ctx: &Context,
         port: u16,
@@ -337,12 +359,6 @@ impl NativeEngine {
             Ok(None) | Err(_) => Ok(()),
         };
         match ready::until_answering(ctx, &what, &target, alive).await {
-            // The state file was lost, not the data.
-            Err(Error::Password { .. }) => {
-                self.stop_server(ctx).await?;
-                self.reset_password(&self.data(), password).await?;
-                Box::pin(self.start(ctx, port, password)).await
-            }
             Err(Error::Interrupted) => {
                 // It may be too young to have a lock file, by which others would find it.
                 self.end(&mut child).await;

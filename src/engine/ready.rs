@@ -63,10 +63,11 @@ fn may_pass(error: &pg::Error) -> bool {
     }
 }
 
-/// A wrong password has an error of its own.
+/// A wrong password has an error of its own: it can be set. Who is not let in at all (28000: `pg_hba.conf`,
+/// `nologin`) is not helped by another one.
 pub(super) fn refusal(what: &str, target: &Target, error: pg::Error) -> Error {
     match error.sql() {
-        Some(sql) if matches!(sql.sqlstate.as_str(), "28P01" | "28000") => Error::Password {
+        Some(sql) if sql.sqlstate == "28P01" => Error::Password {
             what: what.to_owned(),
             user: target.user.clone(),
             reason: sql.message.clone(),

@@ -34,6 +34,11 @@ impl NativeEngine {
         self.home.join("data.kept")
     }
 
+    /// Whether the data was cloned from an image or a point, which may be another environment's.
+    pub(super) fn is_from_elsewhere(&self) -> bool {
+        self.data().join(FROM).is_file()
+    }
+
     /// The same with the environment's points in the place of images: they go with its data.
     pub(in crate::engine) fn points(&self) -> Self {
         Self { images_dir: self.home.join("points"), shelf: Shelf::Points, ..self.clone() }
@@ -339,12 +344,13 @@ impl NativeEngine {
         }
         match self.ensure_on(ctx, true).await {
             Ok(server) => {
-                match keep {
-                    Keep::Yes => self.settle_old()?,
-                    Keep::No => {
-                        self.discard(&self.old())?;
-                        self.discard(&self.kept())?;
-                    }
+                let settled = match keep {
+                    Keep::Yes => self.settle_old(),
+                    Keep::No => self.discard(&self.old()).and_then(|()| self.discard(&self.kept())),
+                };
+                // The new data is served.
+                if let Err(error) = settled {
+                    ctx.report.warn(format!("what was replaced stays on the disk: {error}"));
                 }
                 Ok(server)
             }

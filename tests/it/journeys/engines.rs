@@ -1,7 +1,9 @@
 //! `up` where there is no Docker daemon, and where there is nothing at all.
 
-use super::Project;
+use super::images::{ended, shell};
+use super::{Project, docker_is_here};
 use crate::engine::archive_server;
+use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::postgres::newest_bin_dir;
 
 #[tokio::test]
@@ -47,4 +49,32 @@ async fn up_with_nothing_installed_downloads_a_server() {
     assert!(status.stdout.contains("embedded, PostgreSQL "), "{}", status.stdout);
     let down = project.run(&[&["down", "--volumes", "--yes"], &later[..]].concat()).succeeds();
     assert!(down.stdout.contains("stopped the server in "), "{}", down.stdout);
+}
+
+/// As `docker container prune` does, which takes containers that were made and not started yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_removed_before_its_data_is_looked_at_costs_no_data() {
+    if !docker_is_here() {
+        return;
+    }
+    let project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
+    project.run(&["up"]).succeeds();
+    project.sql("update shop.item set label = 'ours'").await;
+    let used = project.contents().await;
+    project.run(&["down"]).succeeds();
+
+    let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), 1);
+    let mut command = project.sandbox.command(&["up"]);
+    command.env("DOCKER_HOST", proxy.address());
+    let up = command.spawn().expect("the program was built for this suite");
+    assert!(proxy.stopped(std::time::Duration::from_secs(60)), "{:?}", proxy.seen());
+    assert!(proxy.seen()[0].contains("/containers/create"), "{:?}", proxy.seen());
+    let path = project.sandbox.project();
+    shell(&format!("docker rm $(docker ps -aq --filter label=seedbed.path={path})"));
+    proxy.go_on();
+    let up = ended(&project, &["up"], up).exits(4);
+    assert!(up.stderr.contains("the container was removed meanwhile"), "{}", up.stderr);
+
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, used);
 }

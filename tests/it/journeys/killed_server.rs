@@ -1,6 +1,8 @@
 //! F33: the server dies under a run: the run says so, the next one starts it again, and the database that
 //! people use is as it was.
 
+use seedbed::pg::Session;
+
 use super::images::shell;
 use super::{ITEMS, Project, docker_is_here, until};
 use crate::harness::postgres::run_sql;
@@ -50,4 +52,24 @@ async fn f33_a_local_server_that_is_killed_under_a_reset_is_started_again() {
         &format!("kill -9 $(head -n 1 {data}/postmaster.pid)"),
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_that_lets_nobody_in_is_left_alone() {
+    let project = Project::native().with_snapshot().await;
+    project.run(&["up"]).succeeds();
+    let session = Session::connect(&project.live()).await.expect("it runs");
+    let data = format!("{}/.seedbed/native/data", project.sandbox.project());
+    let rules = std::fs::read(format!("{data}/pg_hba.conf")).expect("it is ours");
+    let reload = || shell(&format!("kill -HUP $(head -n 1 {data}/postmaster.pid); sleep 1"));
+    std::fs::write(format!("{data}/pg_hba.conf"), "host all nobody 127.0.0.1/32 scram-sha-256\n")
+        .expect("it is ours");
+    reload();
+    let up = project.run(&["up"]).exits(4);
+    assert!(up.stderr.contains("pg_hba.conf"), "{}", up.stderr);
+    session.batch("select 1").await.expect("nobody has ended it");
+    std::fs::write(format!("{data}/pg_hba.conf"), rules).expect("it is ours");
+    reload();
+    project.run(&["up"]).succeeds();
+    session.batch("select 1").await.expect("nobody has ended it");
 }

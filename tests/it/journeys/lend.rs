@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use seedbed::pg::{Session, SslMode, Target};
 
-use super::{Project, contents, docker_is_here, elsewhere};
+use super::images::{ended, started};
+use super::{Project, contents, docker_is_here, elsewhere, until};
 use crate::harness::postgres::{query_text, run_sql};
 use crate::harness::{full, say};
+use crate::interrupts::lock_on;
 
 async fn ready() -> Project {
     let project = Project::external(elsewhere()).with_snapshot().await;
@@ -384,6 +386,35 @@ async fn f35_a_lent_database_is_dropped_with_its_subscription_and_not_with_a_pre
     run_sql(&inside, &format!("rollback prepared '{gid}'")).await;
     project.run(&["db", "drop", &one.database]).succeeds();
     assert_eq!(project.databases().await, ["live", "template"]);
+}
+
+/// `up` lists the databases, has to wait for the removal of a first leftover, and comes to the second
+/// when that has been marked and given to somebody.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_marked_since_it_was_looked_at_is_no_leftover() {
+    let project = Project::native().with_snapshot().await;
+    project.run(&["up"]).succeeds();
+    let admin = project.admin();
+    run_sql(&admin, "create database shop__lent_00000000").await;
+    run_sql(&admin, "create database shop__lent_11111111").await;
+    let held = lock_on(&admin, "shop__lent_00000000").await;
+
+    let up = started(&project, &["up"]);
+    let waiting = "select count(*) from pg_stat_activity
+        where application_name = 'seedbed' and wait_event_type = 'Lock' and query like 'drop database%'";
+    until(&admin, waiting, "1").await;
+    let given = project.run(&["db", "create"]).succeeds();
+    let marker = "select shobj_description(oid, 'pg_database') from pg_database where datname = $1";
+    let name = lent(&given.stdout)[0].database.clone();
+    let row = Session::connect(&admin).await.expect("it runs");
+    let row = row.query_one(marker, &[&name]).await.expect("it is there");
+    let marker = seedbed::pg::quote::literal(row.get(0));
+    run_sql(&admin, &format!("comment on database shop__lent_11111111 is {marker}")).await;
+    let session =
+        Session::connect(&admin.with_database("shop__lent_11111111")).await.expect("given");
+    held.batch("rollback").await.expect("it is open");
+    ended(&project, &["up"], up).succeeds();
+    session.batch("select 1").await.expect("nobody has ended it");
 }
 
 #[tokio::test]
