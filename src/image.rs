@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ancestor;
+use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Kind, Origin};
+use crate::database::{self, Applied, Kind, Origin};
 use crate::engine::{Engine, Server, Sharer, Stored};
 use crate::error::Error;
 use crate::lock;
@@ -28,6 +30,12 @@ pub struct Facts {
     pub roles: Vec<String>,
     pub origin: Option<Origin>,
     pub schema_version: Option<String>,
+    /// The fingerprint without the migration scripts, and how far they have come: what another checkout
+    /// goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<Applied>,
     pub made_at: jiff::Timestamp,
 }
 
@@ -49,6 +57,8 @@ impl Facts {
             roles: image.roles.clone(),
             origin: Some(crate::journeys::origin_of(manifest)),
             schema_version: image.schema_version.clone(),
+            base: None,
+            applied: Vec::new(),
             made_at: jiff::Timestamp::now(),
         }
     }
@@ -198,7 +208,7 @@ pub(crate) async fn freeze(
     name: &str,
     schema_version: Option<String>,
 ) -> Result<Option<Server>, Error> {
-    let session = crate::connect::session(&server.admin).await?;
+    let session = connect::session(&server.admin).await?;
     // Held until the server goes down with this session.
     if let Some(other) = held_with(&session, name, None).await? {
         ctx.report.note(format!("no image: the server holds more than this database: {other}"));
@@ -230,6 +240,11 @@ pub(crate) async fn freeze(
         roles: roles(&session).await?,
         origin: marker.origin,
         schema_version,
+        applied: match &marker.base {
+            Some(_) => crate::journeys::applied(ctx, &connect::owner(ctx, server, name)).await?,
+            None => Vec::new(),
+        },
+        base: marker.base,
         made_at: jiff::Timestamp::now(),
     };
     settle(ctx, server, name).await?;
@@ -248,7 +263,7 @@ pub(crate) async fn freeze(
 /// go without an image.
 pub(crate) async fn settle(ctx: &Context, server: &Server, name: &str) -> Result<(), Error> {
     let step = ctx.report.step(format!("vacuum `{name}`"));
-    let session = crate::connect::session(&server.admin.with_database(name)).await?;
+    let session = connect::session(&server.admin.with_database(name)).await?;
     let vacuum = async {
         // A commit that is not in the log's file yet, or beside one that is not, gives no hint bits: nor
         // are the vacuum's own to be late.
@@ -295,6 +310,24 @@ pub(crate) async fn find(
     let facts = facts.and_then(|text| serde_json::from_str::<Facts>(&text).ok());
     let name = &ctx.config.database.name;
     Ok(facts.filter(|facts| facts.format == FORMAT && facts.database == *name))
+}
+
+/// The images of this base that a build may go on from.
+///
+/// # Errors
+/// What the engine said.
+pub(crate) async fn of_base(
+    ctx: &Context,
+    engine: &Engine,
+    base: &str,
+) -> Result<Vec<Facts>, Error> {
+    let name = &ctx.config.database.name;
+    let fits = |facts: &Facts| {
+        facts.base.as_deref() == Some(base)
+            && facts.database == *name
+            && ancestor::may_go_on(&facts.applied)
+    };
+    Ok(list(ctx, engine).await?.into_iter().map(|image| image.facts).filter(fits).collect())
 }
 
 /// The images of this machine, newest first; those of a newer format are left out.
@@ -407,6 +440,8 @@ mod tests {
                 roles: Vec::new(),
                 origin: None,
                 schema_version: None,
+                base: None,
+                applied: Vec::new(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
             environments: Vec::new(),

@@ -662,7 +662,10 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     }
     let arrival = match template_is_here(ctx, site, &source, &wish).await? {
         true => published::Arrival::None,
-        false => published::arrive(ctx, site, &source, &wish).await?,
+        false => match from_nearest_image(ctx, site, &source, &wish).await? {
+            Some(built) => published::Arrival::Migrated(Box::new(built)),
+            None => published::arrive(ctx, site, &source, &wish).await?,
+        },
     };
     let site_now = &*site;
     let (built, frozen) = match arrival {
@@ -831,6 +834,56 @@ async fn from_image(
     database::renew(&site.session, &name).await?;
     step.done(fingerprint);
     Ok(Some(ready(ctx, site, Vec::new(), facts.schema_version, facts.origin)))
+}
+
+/// Where there is no database yet, as in a new branch: the server's data replaced by a clone of the image that
+/// this checkout goes on from, and its database brought to where the checkout is before anybody sees it.
+async fn from_nearest_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let is_new = database::find(&site.session, name).await?.is_none();
+    if !is_new || !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
+    let images = image::of_base(ctx, &site.engine, &base).await?;
+    let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
+    let facts = &nearest.found;
+    if let Some(other) = image::held_with(&site.session, name, Some(&facts.roles)).await? {
+        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+        return Ok(None);
+    }
+    ctx.report.note(nearest.note("image"));
+    let step = ctx.report.step("serve a clone of the image");
+    let server = site.engine.replace(ctx, &facts.fingerprint, wish.keep).await?;
+    site.move_to(&ctx.uninterrupted(), server).await?;
+    step.done(&facts.fingerprint);
+    migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
+}
+
+/// Takes a database that came with an image out of sight and brings it to where this checkout is.
+pub(crate) async fn migrate_out_of_sight(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Built, Error> {
+    let mut scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
+    let names = scratch.names();
+    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
+        Ok((migrated, schema_version)) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            scratch.set_base(base(ctx, site, source, wish)?);
+            Ok(Built { scratch, migrated, schema_version })
+        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
 }
 
 /// Whether the same build stands as a template that is too small for an image: it is cloned in less time
@@ -1252,6 +1305,8 @@ fn on_server(ctx: &Context, server: &Server) -> Fingerprint {
         // The same version of another image may sort text in another way.
         fingerprint.add("image", &ctx.config.engine.image);
     }
+    // Nor need the same image be what it was: a name is given anew.
+    fingerprint.add("libraries", &server.libraries);
     fingerprint
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, MadeBy, Origin};
-use crate::engine::Server;
+use crate::engine::{self, Rung, Server};
 use crate::error::Error;
 use crate::lend;
 use crate::migrate;
@@ -33,6 +33,9 @@ pub struct ServerStatus {
     pub host: String,
     pub port: u16,
     pub version: String,
+    /// What a reset clones here; `None`: the server is not this project's to replace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resets: Option<Rung>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +97,12 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
     session.close().await;
     let lent = lend::count(&all, &target.database);
     let found = all.into_iter().find(|found| found.name == target.database);
-    let server = ServerStatus { kind, host: target.host.clone(), port: target.port, version };
+    let resets = match engine::chosen_before(ctx).await? {
+        Some(engine) => Some(engine.rung(ctx).await?),
+        None => None,
+    };
+    let (host, port) = (target.host.clone(), target.port);
+    let server = ServerStatus { kind, host, port, version, resets };
     let Some(found) = found else {
         return Ok(nothing(Some(server)));
     };

@@ -101,6 +101,9 @@ pub(super) fn status(status: &Status) -> String {
         "server       {}, PostgreSQL {}, {}:{}\n",
         server.kind, server.version, server.host, server.port
     ));
+    if let Some(resets) = &server.resets {
+        text.push_str(&format!("resets       {resets}\n"));
+    }
     let Some(database) = &status.database else {
         return format!("{text}database     none yet: `seedbed up` builds it");
     };

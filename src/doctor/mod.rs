@@ -73,6 +73,10 @@ async fn own_server(ctx: &Context) -> Vec<Line> {
             return lines;
         }
     };
+    lines.push(match engine.rung(ctx).await {
+        Ok(rung) => Line::ok("resets", rung.to_string()),
+        Err(error) => Line::error("resets", &error.into()),
+    });
     match engine.running(ctx).await {
         Ok(Some(server)) => {
             let version = format!("{}.{}", server.major(), server.version_num % 10_000);

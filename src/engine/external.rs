@@ -77,6 +77,7 @@ impl ExternalEngine {
             admin,
             version_num: identity.version_num,
             system_identifier: identity.system_identifier,
+            libraries: identity.libraries,
             started_by_us: false,
             kind: ServerKind::External,
         })

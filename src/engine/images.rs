@@ -28,6 +28,43 @@ pub(super) enum Shelf {
     Points,
 }
 
+/// What a reset clones on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rung {
+    pub clones: Clones,
+    /// Where, or why no images.
+    pub why: String,
+}
+
+/// The two things that a ready database is frozen as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clones {
+    /// The server's data directory, where clones share blocks.
+    Image,
+    /// `CREATE DATABASE … TEMPLATE`.
+    Template,
+}
+
+impl std::fmt::Display for Rung {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.clones {
+            Clones::Image => write!(f, "from an image {}", self.why),
+            Clones::Template => write!(f, "from a template: {}", self.why),
+        }
+    }
+}
+
+impl Rung {
+    pub(super) fn images(why: String) -> Self {
+        Self { clones: Clones::Image, why }
+    }
+
+    pub(super) fn templates(why: impl Into<String>) -> Self {
+        Self { clones: Clones::Template, why: why.into() }
+    }
+}
+
 /// An image as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -270,6 +307,22 @@ impl Engine {
             Self::Native(engine) => engine.can_freeze(),
             Self::Embedded(engine) => engine.native(ctx).can_freeze(),
             Self::External(_) => Err(external()),
+        }
+    }
+
+    /// What a reset clones here; looks, and makes nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be looked at.
+    pub async fn rung(&self, ctx: &Context) -> Result<Rung, Error> {
+        if !ctx.config.images.enabled {
+            return Ok(Rung::templates("`images.kind` is `template`"));
+        }
+        match self {
+            Self::Docker(engine) => engine.rung(ctx).await,
+            Self::Native(engine) => engine.rung(),
+            Self::Embedded(engine) => engine.native(ctx).rung(),
+            Self::External(_) => Ok(Rung::templates("the server is somebody else's")),
         }
     }
 

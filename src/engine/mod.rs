@@ -28,7 +28,7 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
-pub use images::{Feed, Incoming, Keep, Outgoing, Sharer, Stored, Whose};
+pub use images::{Clones, Feed, Incoming, Keep, Outgoing, Rung, Sharer, Stored, Whose};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;
@@ -78,6 +78,9 @@ pub struct Server {
     pub version_num: i32,
     /// From the control file; empty where the account may not read it.
     pub system_identifier: String,
+    /// Versions of what data is bound to beside the server's own: by which rules text is sorted, and the
+    /// extensions that can be had. For comparing only.
+    pub libraries: String,
     /// We made it and may stop it.
     pub started_by_us: bool,
     pub kind: ServerKind,
@@ -170,18 +173,25 @@ fn configured_password(config: &Config) -> Option<SecretString> {
 struct Identity {
     version_num: i32,
     system_identifier: String,
+    libraries: String,
 }
+
+/// One collation tells of the C library, one of ICU.
+const LIBRARIES: &str = "concat_ws(' ',
+    (select pg_collation_actual_version(oid) from pg_collation
+     where collprovider = 'c' and collname not in ('C', 'POSIX', 'ucs_basic') limit 1),
+    (select pg_collation_actual_version(oid) from pg_collation
+     where collprovider = 'i' and collname = 'und-x-icu'),
+    (select string_agg(name || ' ' || default_version, ' ' order by name) from pg_available_extensions))";
 
 async fn identify(admin: &Target) -> Result<Identity, crate::pg::Error> {
     let session = Session::connect(admin).await?;
-    let row = session
-        .query_one(
-            "select current_setting('server_version_num')::int,
-                    has_function_privilege('pg_control_system()', 'execute')",
-            &[],
-        )
-        .await?;
-    let version_num = row.get(0);
+    let asked = format!(
+        "select current_setting('server_version_num')::int,
+                has_function_privilege('pg_control_system()', 'execute'), {LIBRARIES}"
+    );
+    let row = session.query_one(&asked, &[]).await?;
+    let (version_num, libraries) = (row.get(0), row.get(2));
     let system_identifier = if row.get(1) {
         let row = session
             .query_one("select system_identifier::text from pg_control_system()", &[])
@@ -191,5 +201,5 @@ async fn identify(admin: &Target) -> Result<Identity, crate::pg::Error> {
         String::new()
     };
     session.close().await;
-    Ok(Identity { version_num, system_identifier })
+    Ok(Identity { version_num, system_identifier, libraries })
 }

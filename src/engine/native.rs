@@ -438,6 +438,7 @@ impl NativeEngine {
             admin: target,
             version_num: identity.version_num,
             system_identifier: identity.system_identifier,
+            libraries: identity.libraries,
             started_by_us: true,
             kind: self.kind,
             tools: Tools::on_host(&self.bin.dir, self.bin.major),

@@ -5,7 +5,7 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Incoming, Keep, Outgoing, Sharer, Shelf, Stored, Whose};
+use crate::engine::images::{Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -346,6 +346,20 @@ impl DockerEngine {
         let pool = Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?;
         let probe = pool::act(&self.hash, "probe", &[]);
         pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
+    }
+
+    /// Whether the daemon's machine can have a pool is tried when one is needed.
+    pub(in crate::engine) async fn rung(&self, ctx: &Context) -> Result<Rung, Error> {
+        let known = pool_of(&state::read(ctx)?);
+        let name = known.as_ref().map_or(ctx.config.images.pool.as_str(), Pool::name);
+        let why = match &known {
+            Some(pool) if pool.is_ready(&self.client).await? => format!("in the pool `{name}`"),
+            _ if self.client.volume(name).await?.is_some() => {
+                format!("in the pool `{name}`, which is attached when it is needed")
+            }
+            _ => format!("in the pool `{name}`, which is made when it is needed"),
+        };
+        Ok(Rung::images(why))
     }
 
     /// Also where only other environments lie in the pool: this one moves there to serve its clone.

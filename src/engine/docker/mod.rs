@@ -177,6 +177,7 @@ impl DockerEngine {
             admin,
             version_num: identity.version_num,
             system_identifier: identity.system_identifier,
+            libraries: identity.libraries,
             started_by_us: true,
             kind: ServerKind::Docker,
             tools: Tools::in_container(tools, major),

@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{MARKER, NativeEngine, remove_dir};
 use crate::context::Context;
-use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Sharer, Shelf, Stored, Whose};
+use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
 use crate::engine::place::{self, RunAs};
 use crate::engine::{Error, Server};
 use crate::engine::{ready, state};
@@ -52,6 +52,20 @@ impl NativeEngine {
     pub(in crate::engine) fn can_freeze(&self) -> Result<(), Error> {
         fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
         probe(&self.data().join("PG_VERSION"), &self.images_dir.join(".probe"))
+    }
+
+    /// Tried beside the data, where there is any.
+    pub(in crate::engine) fn rung(&self) -> Result<Rung, Error> {
+        let (data, home) = (self.data(), &self.home);
+        if !data.is_dir() {
+            return Ok(Rung::images(format!("where `{home}` will be, if its file system can")));
+        }
+        let probed = probe(&data.join("PG_VERSION"), &home.join(".probe"));
+        match probed {
+            Ok(()) => Ok(Rung::images(format!("beside the data in `{home}`"))),
+            Err(Error::NoPool { reason }) => Ok(Rung::templates(reason)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the file system can at all; whatever else is in the way is an error.

@@ -153,7 +153,12 @@ async fn keeps_and_brings_back(project: &Project) {
 async fn docker_resets_from_an_image_in_a_pool_and_leaves_nothing() {
     let Some((project, pool)) = in_docker().await else { return };
     let attached = format!("cat /sys/block/loop*/loop/backing_file | grep -c {pool} || true");
+    let rung = format!("from an image in the pool `{pool}`");
+    let doctor = project.run(&["doctor"]).stdout;
+    assert!(doctor.contains(&format!("{rung}, which is made when it is needed")), "{doctor}");
     resets_from_an_image(&project).await;
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains(&format!("resets       {rung}\n")), "{status}");
     assert_eq!(shell(&attached), "1", "one file on one loop device");
     let volumes = format!("docker volume ls -q --filter name={pool}");
     assert_eq!(shell(&volumes).lines().count(), 2);
@@ -184,6 +189,8 @@ async fn docker_keeps_what_a_reset_replaces_and_brings_it_back() {
 async fn native_resets_from_an_image_where_the_file_system_has_reflinks() {
     let Some(project) = native_with_reflinks().await else { return };
     resets_from_an_image(&project).await;
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains("resets       from an image beside the data in "), "{status}");
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert!(!project.sandbox.project().join(".seedbed/native").exists());
     assert!(!project.sandbox.project().join(".seedbed/images").exists());
@@ -217,6 +224,8 @@ async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
         "{}",
         up.stderr
     );
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains("resets       from a template: the file system of"), "{status}");
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
     let configured = Project::native().with_snapshot().await;
