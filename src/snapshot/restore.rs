@@ -4,6 +4,8 @@
 //! and judged. Entries of the archive that a copy must not have (subscriptions, publications,
 //! accounts on foreign servers) are taken out of its table of contents.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::load::Error;
@@ -91,10 +93,12 @@ impl Restore<'_> {
         Ok(filter(&output.stdout))
     }
 
-    /// The statements for the entries of `list`, as a script; nothing is run.
+    /// The statements for the entries of `list`, as a script whose comments tell each entry's number;
+    /// nothing is run.
     pub(super) async fn script(&self, list: &List) -> Result<Vec<u8>, Error> {
         let mut args = vec!["--file=-".to_owned(), "--use-list=/dev/stdin".to_owned()];
-        args.extend(["--no-owner", "--no-privileges", "--no-tablespaces"].map(str::to_owned));
+        let options = ["--verbose", "--no-owner", "--no-privileges", "--no-tablespaces"];
+        args.extend(options.map(str::to_owned));
         let call = Call {
             program: "pg_restore",
             args,
@@ -155,14 +159,23 @@ impl Restore<'_> {
 }
 
 impl List {
-    /// The entries that are of `kinds`, or those that are not.
-    pub(super) fn of_kinds(&self, kinds: &[&str], wanted: bool) -> Self {
+    /// The entries that are of `kinds`.
+    pub(super) fn of_kinds(&self, kinds: &[&str]) -> Self {
+        self.filtered(|_, entry| kinds.iter().any(|kind| starts(entry, kind)))
+    }
+
+    /// The entries that are not of `kinds`, and those with these numbers.
+    pub(super) fn without_kinds(&self, kinds: &[&str], but: &BTreeSet<u32>) -> Self {
+        self.filtered(|number, entry| {
+            but.contains(&number) || !kinds.iter().any(|kind| starts(entry, kind))
+        })
+    }
+
+    fn filtered(&self, wanted: impl Fn(u32, &str) -> bool) -> Self {
         let mut text = Vec::with_capacity(self.text.len());
         for line in self.text.split_inclusive(|byte| *byte == b'\n') {
             let words = String::from_utf8_lossy(line);
-            let is_one =
-                entry(&words).is_some_and(|entry| kinds.iter().any(|kind| starts(entry, kind)));
-            if is_one == wanted {
+            if entry(&words).is_some_and(|(number, entry)| wanted(number, entry)) {
                 text.extend_from_slice(line);
             }
         }
@@ -175,7 +188,7 @@ fn filter(list: &[u8]) -> List {
     let mut text = Vec::with_capacity(list.len());
     for line in list.split_inclusive(|byte| *byte == b'\n') {
         let words = String::from_utf8_lossy(line);
-        let entry = entry(&words);
+        let entry = entry(&words).map(|(_, entry)| entry);
         let acts = entry.is_some_and(|entry| ACTING.iter().any(|kind| starts(entry, kind)));
         if acts {
             left_out.extend(entry.map(|entry| entry.trim().to_lowercase()));
@@ -186,14 +199,14 @@ fn filter(list: &[u8]) -> List {
     List { text: Bytes::from(text), left_out }
 }
 
-/// The kind, schema, name and owner of a line of the list: what stands after its three numbers.
-fn entry(line: &str) -> Option<&str> {
-    let (id, rest) = line.split_once("; ")?;
-    id.parse::<u64>().ok()?;
+/// The number of a line of the list, and the kind, schema, name and owner after its two other numbers.
+fn entry(line: &str) -> Option<(u32, &str)> {
+    let (number, rest) = line.split_once("; ")?;
+    let number = number.parse().ok()?;
     let mut words = rest.splitn(3, ' ');
     words.next()?.parse::<u64>().ok()?;
     words.next()?.parse::<u64>().ok()?;
-    words.next()
+    Some((number, words.next()?))
 }
 
 fn starts(entry: &str, kind: &str) -> bool {
@@ -243,6 +256,8 @@ pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> boo
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::{Refusal, filter, is_made, refusals, tolerated};
 
     #[test]
@@ -259,6 +274,22 @@ mod tests {
              9; 2615 16392 SCHEMA - ext2 owner\n"
         );
         assert_eq!(filtered.left_out.len(), 2);
+    }
+
+    #[test]
+    fn a_list_is_taken_apart_by_kinds_and_numbers() {
+        let list = filter(
+            b";\n; Archive created at x\n7; 1259 16391 INDEX s i owner\n\
+            8; 0 0 COMMENT s INDEX i owner\n9; 1259 16392 INDEX s j owner\n",
+        );
+        let text = |list: &super::List| String::from_utf8_lossy(&list.text).into_owned();
+        let indexes = list.of_kinds(&["INDEX"]);
+        assert_eq!(
+            text(&indexes),
+            "7; 1259 16391 INDEX s i owner\n9; 1259 16392 INDEX s j owner\n"
+        );
+        let rest = list.without_kinds(&["INDEX"], &BTreeSet::from([9]));
+        assert_eq!(text(&rest), "8; 0 0 COMMENT s INDEX i owner\n9; 1259 16392 INDEX s j owner\n");
     }
 
     #[test]

@@ -270,6 +270,17 @@ create view between_them as select n * 2 as n from z_first;
 create materialized view a_second as select n + 1 as n from between_them;
 create unique index on a_second (n);
 create materialized view not_populated as select 1 as n with no data;
+create table buyer (id int primary key, name text);
+insert into buyer select n, 'buyer ' || n from generate_series(1, 50) n;
+create table purchase (buyer int references buyer);
+insert into purchase select 1 + n % 50 from generate_series(1, 500) n;
+create materialized view grouped as select c.id, c.name, count(*) as n
+  from buyer c join purchase p on p.buyer = c.id group by c.id;
+create unique index grouped_id on grouped (id);
+alter materialized view grouped cluster on grouped_id;
+create index grouped_name on grouped (lower(name));
+alter index grouped_name alter column 1 set statistics 50;
+comment on index grouped_id is 'comes after its view, which comes after a primary key';
 create table big as select n, md5(n::text) as hash, repeat(md5(n::text), 20) as pad from generate_series(1, 6000) n;
 create index on big using gin (hash ext.gin_trgm_ops);
 create function note() returns trigger language plpgsql as $$ begin raise exception 'a trigger ran'; end $$;
@@ -365,6 +376,34 @@ async fn what_is_no_row_comes_along_or_stays_behind_as_promised() {
         )
         .await;
     assert_eq!(owners, owner.name);
+}
+
+#[tokio::test]
+async fn an_index_that_calls_a_function_grouped_by_a_primary_key_comes_after_both() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    // pg_dump moves the function behind the key.
+    source
+        .run(
+            "create table customer (id int primary key, name text);
+             insert into customer select n, 'customer ' || n from generate_series(1, 50) n;
+             create function name_of(int) returns text language sql immutable
+               begin atomic select name from customer where id = $1 group by customer.id; end;
+             create table visit (customer int, at int) partition by range (at);
+             create table visit_1 partition of visit for values from (0) to (100);
+             insert into visit select 1 + n % 50, n from generate_series(0, 99) n;
+             create index visit_name on visit (name_of(customer))",
+        )
+        .await;
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let (copy, owner) = (server.create_database().await, server.create_role("").await);
+    project.load(&dumped, &copy, &owner).await.expect("whole");
+    let (wanted, found) =
+        (equality::contents(&source.target).await, equality::contents(&copy.target).await);
+    assert_eq!(equality::content_differences(&wanted, &found), Vec::<String>::new());
+    let schema = |database: &TestDatabase| equality::schema(&server.bin_dir, &database.target);
+    assert_eq!(equality::differences(&schema(&source), &schema(&copy)), Vec::<String>::new());
 }
 
 #[tokio::test]

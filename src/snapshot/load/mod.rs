@@ -39,8 +39,9 @@ pub use error::Error;
 pub(crate) use rows::is_left_out;
 
 use error::doing;
-use indexes::{Indexes, Job};
+use indexes::{After, Indexes, Job};
 use roles::Loader;
+use rows::{Built, Unbuilt};
 
 /// More streams than this gain nothing on the machines measured and cost memory.
 const MAX_JOBS: usize = 4;
@@ -193,25 +194,34 @@ impl Run<'_> {
         step.done("");
 
         let indexes = self.indexes(&restore, &list).await?;
-        let list = match &indexes {
-            Some(_) => list.of_kinds(&indexes::KINDS, false),
-            None => list,
-        };
+        let taken: &[&str] = if indexes.is_some() { &indexes::KINDS } else { &[] };
         let Indexes { jobs, after } = indexes.unwrap_or_default();
         let (early, late) = self.split(jobs);
         let computed = self.computed(&session).await?;
-        let (refused, ()) = tokio::try_join!(
+        let (unbuilt, ()) = tokio::try_join!(
             self.rows(&loader, early, &computed, &mut loaded),
             self.large_objects(&session)
         )?;
+        let Unbuilt { refused, mut postponed } = unbuilt;
         self.judge(Section::PostData, refused, &mut loaded)?;
         self.sequences(&session).await?;
 
         let step = report.step("attach indexes, make triggers and policies");
         let mut refused = Vec::new();
-        for sql in after.into_iter().chain(late.into_iter().map(|job| job.sql)) {
-            refused.extend(rows::build(&session, sql).await?);
+        let late = late.into_iter().map(|Job { sql, entry, .. }| After { sql, entry });
+        for After { sql, entry } in after.into_iter().chain(late) {
+            if entry.is_some_and(|entry| postponed.contains(&entry)) {
+                continue;
+            }
+            match rows::build(&session, sql, entry).await? {
+                Built::Well => {}
+                Built::Refused(refusal) => refused.push(refusal),
+                Built::TooEarly(entry) => {
+                    postponed.insert(entry);
+                }
+            }
         }
+        let list = list.without_kinds(taken, &postponed);
         refused.extend(restore.run(Section::PostData, &list, self.jobs()).await?);
         self.judge(Section::PostData, refused, &mut loaded)?;
         step.done("");
@@ -243,7 +253,7 @@ impl Run<'_> {
         if !matches!(self.manifest.server.encoding.as_str(), "UTF8") {
             return Ok(None);
         }
-        let script = restore.script(&list.of_kinds(&indexes::KINDS, true)).await?;
+        let script = restore.script(&list.of_kinds(&indexes::KINDS)).await?;
         let Ok(script) = std::str::from_utf8(&script) else { return Ok(None) };
         Ok(indexes::parse(script).ok())
     }
