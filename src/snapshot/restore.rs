@@ -12,7 +12,7 @@ use super::load::Error;
 use crate::config::Owners;
 use crate::context::Context;
 use crate::pg::Target;
-use crate::pg::tools::{Call, Tools};
+use crate::pg::tools::{Call, Output, Tools};
 
 /// A part of an archive, before or after the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,12 +149,7 @@ impl Restore<'_> {
             input_file: Some(self.archive.clone()),
         };
         let output = self.tools.run(self.ctx, call).await?;
-        let refused = refusals(&output.stderr);
-        if output.status != 0 && refused.is_empty() {
-            let reason = output.stderr.trim().to_owned();
-            return Err(Error::Restore { section, reason });
-        }
-        Ok(refused)
+        refused(&output).map_err(|reason| Error::Restore { section, reason })
     }
 }
 
@@ -213,14 +208,39 @@ fn starts(entry: &str, kind: &str) -> bool {
     entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with([' ', '\n']))
 }
 
+/// How each error of `pg_restore` begins; its words are English, see [`Tools`].
+const ERROR: &str = "pg_restore: error: ";
+
+/// And how it goes on where the server refused a statement of the archive.
+const STATEMENT: &str = "could not execute query: ";
+
+/// What was refused, if `pg_restore` came to its end. One that died half way has said nothing, or may
+/// have said other things before.
+fn refused(output: &Output) -> Result<Vec<Refusal>, String> {
+    const END: &str = "errors ignored on restore: ";
+    let Output { stderr, status, .. } = output;
+    let refused = refusals(stderr);
+    if *status == 0 || (!refused.is_empty() && stderr.contains(END)) {
+        return Ok(refused);
+    }
+    let last = stderr.lines().rev().find_map(|line| line.strip_prefix(ERROR));
+    Err(match last {
+        Some(error) if !error.starts_with(STATEMENT) => error.to_owned(),
+        None if !stderr.trim().is_empty() => stderr.trim().to_owned(),
+        Some(_) | None => format!("`pg_restore` was ended before its end, with status {status}"),
+    })
+}
+
 /// The errors in what `pg_restore` wrote: a message, then `Command was:` and the statement.
 fn refusals(stderr: &str) -> Vec<Refusal> {
-    const MARK: &str = "could not execute query: ";
     const COMMAND: &str = "Command was: ";
     let mut refused: Vec<Refusal> = Vec::new();
     for line in stderr.lines() {
-        if let Some((_, message)) = line.split_once(MARK) {
-            let message = message.split_once(":  ").map_or(message, |(_, message)| message);
+        if let Some(error) = line.strip_prefix(ERROR) {
+            let message = match error.strip_prefix(STATEMENT) {
+                Some(message) => message.split_once(":  ").map_or(message, |(_, message)| message),
+                None => error,
+            };
             refused.push(Refusal { message: message.to_owned(), command: String::new() });
         } else if let Some(command) = line.strip_prefix(COMMAND)
             && let Some(last) = refused.last_mut().filter(|last| last.command.is_empty())
@@ -258,7 +278,7 @@ pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> boo
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Refusal, filter, is_made, refusals, tolerated};
+    use super::{Output, Refusal, filter, is_made, refusals, refused, tolerated};
 
     #[test]
     fn what_would_act_on_production_is_taken_out_of_the_list() {
@@ -303,6 +323,30 @@ mod tests {
         assert!(is_made(&refused(there, "CREATE SCHEMA ext;"), &made));
         assert!(!is_made(&refused("schema \"ext 2\" already exists", "CREATE SCHEMA x;"), &made));
         assert!(!is_made(&refused(there, "CREATE TABLE ext.t ();"), &made));
+    }
+
+    #[test]
+    fn only_a_restore_that_came_to_its_end_may_have_refused_statements() {
+        let of = |status: i32, stderr: &str| {
+            refused(&Output { stdout: Vec::new(), stderr: stderr.to_owned(), status })
+        };
+        let query = "pg_restore: while INITIALIZING:\n\
+            pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \
+            \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n\n";
+        let end = "pg_restore: warning: errors ignored on restore: 1\n";
+        let method = "pg_restore: error: could not set \"default_table_access_method\": ERROR:  access \
+            method \"columnar\" does not exist\nCommand was: SET default_table_access_method = columnar;\n";
+        assert_eq!(of(0, ""), Ok(Vec::new()));
+        assert_eq!(of(1, &format!("{query}{end}")).map(|refused| refused.len()), Ok(1));
+        let killed = "`pg_restore` was ended before its end, with status 137";
+        assert_eq!(of(137, query), Err(killed.to_owned()));
+        assert_eq!(of(137, "\n"), Err(killed.to_owned()));
+        // What is no statement of the archive is no less an error.
+        let both = of(1, &format!("{query}{method}{end}")).expect("it came to its end");
+        assert!(tolerated(&both[0], &[]) && !tolerated(&both[1], &[]), "{both:?}");
+        assert_eq!(both[1].command, "SET default_table_access_method = columnar;");
+        let lost = "could not read from input file: end of file";
+        assert_eq!(of(1, &format!("{query}pg_restore: error: {lost}\n")), Err(lost.to_owned()));
     }
 
     #[test]
