@@ -37,6 +37,7 @@ pub(super) struct Relation {
 pub(super) struct SequenceRef {
     pub name: QualifiedName,
     pub readable: bool,
+    pub extension: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -113,15 +114,16 @@ order by n.nspname collate \"C\", c.relname collate \"C\"";
 const SEQUENCES: &str = "\
 select n.nspname::text, c.relname::text,
        coalesce(has_schema_privilege(n.oid, 'usage') and has_sequence_privilege(c.oid, 'select'),
-                true)
+                true),
+       x.extname::text
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 left join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid
   and d.objsubid = 0 and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
+left join pg_extension x on x.oid = d.refobjid and c.oid = any (x.extconfig)
 where c.relkind = 'S' and c.relpersistence <> 't'
   and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-  and (d.objid is null
-       or exists (select from pg_extension x where x.oid = d.refobjid and c.oid = any (x.extconfig)))
+  and (d.objid is null or x.oid is not null)
 order by n.nspname collate \"C\", c.relname collate \"C\"";
 
 /// `has_largeobject_privilege` exists from 18 on; this is what it does.
@@ -218,7 +220,7 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, Error> {
         .query(SEQUENCES, &[])
         .await?
         .iter()
-        .map(|row| SequenceRef { name: named(row, 0), readable: row.get(2) })
+        .map(|row| SequenceRef { name: named(row, 0), readable: row.get(2), extension: row.get(3) })
         .collect();
     let large_objects = session
         .query(LARGE_OBJECTS, &[])
@@ -443,6 +445,7 @@ pub(super) async fn read_sequences(
                 name: sequence.name.name.clone(),
                 last_value: row.get(1),
                 is_called: row.get(2),
+                extension: sequence.extension.clone(),
             });
         }
     }

@@ -575,6 +575,58 @@ async fn hash_partitions_by_a_range_over_an_enum_go_through_their_root() {
     assert_eq!(copy.text(rows).await, source.text(rows).await);
 }
 
+/// What the script of an extension would do that keeps its jobs in a table and a sequence.
+const KEEPS_JOBS: &str = "
+create extension hstore;
+update pg_extension set extname = 'aws_jobs' where extname = 'hstore';
+create table job (n int);
+create sequence job_number;
+alter extension aws_jobs add table job;
+alter extension aws_jobs add sequence job_number;
+update pg_extension
+set extconfig = array['job'::regclass::oid, 'job_number'::regclass::oid], extcondition = array['', '']
+where extname = 'aws_jobs';
+";
+
+#[tokio::test]
+async fn the_sequence_of_an_extension_that_is_left_out_is_left_out_as_its_rows_are() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source.run(KEEPS_JOBS).await;
+    source
+        .run(
+            "insert into job values (1), (2);
+             select setval('job_number', 7);
+             create sequence own; select setval('own', 9)",
+        )
+        .await;
+    let owner = server.create_role("").await;
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let there = server.create_database().await;
+    there.run(KEEPS_JOBS).await;
+    project.load(&dumped, &there, &owner).await.expect("the extension is there");
+    let kept = "select nextval('own'), nextval('job_number'), (select count(*) from job)";
+    assert_eq!(there.text(kept).await, "10|8|2");
+
+    let left_out = "select to_regclass('job_number'), nextval('own')";
+    let conf = "[restore]\nignore_extensions = [\"aws_jobs\"]\n";
+    let ignoring = Project::new(server, conf).await;
+    let mut dumped = ignoring.dump(&source.target).await.expect("readable");
+    let copy = server.create_database().await;
+    let loaded = ignoring.load(&dumped, &copy, &owner).await.expect("the rest is whole");
+    assert_eq!(copy.text(left_out).await, "∅|10");
+    assert_eq!(loaded.quarantined, ["rows of `public.job`"]);
+
+    // The manifest of an older program does not say whose a sequence is.
+    for sequence in &mut dumped.manifest.sequences {
+        sequence.extension = None;
+    }
+    let copy = server.create_database().await;
+    ignoring.load(&dumped, &copy, &owner).await.expect("the rest is whole");
+    assert_eq!(copy.text(left_out).await, "∅|10");
+}
+
 #[tokio::test]
 async fn an_account_that_is_no_superuser_loads_what_it_may_own() {
     let server = harness::server();

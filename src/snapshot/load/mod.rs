@@ -16,6 +16,7 @@ mod indexes;
 mod roles;
 mod rows;
 mod schedule;
+mod sequences;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,6 +38,7 @@ use crate::store::{self, Store, cache::Cache};
 pub(super) use compression::{lacks_lz4, without_lz4};
 pub use error::Error;
 pub(crate) use rows::is_left_out;
+pub(super) use sequences::present_sequences;
 
 use error::doing;
 use indexes::{After, Indexes, Job};

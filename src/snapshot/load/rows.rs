@@ -383,10 +383,13 @@ pub(super) async fn build(
 /// Whether a load leaves the table's rows out: they would act by themselves, or their extension is
 /// not here.
 pub(crate) fn is_left_out(ctx: &Context, table: &Table) -> bool {
-    table.extension.as_ref().is_some_and(|extension| {
-        ACTING_EXTENSIONS.contains(&extension.name.as_str())
-            || ctx.config.restore.ignore_extensions.contains(&extension.name)
-    })
+    table.extension.as_ref().is_some_and(|extension| leaves_out(ctx, &extension.name))
+}
+
+/// Whether a load leaves out what the extension keeps.
+pub(super) fn leaves_out(ctx: &Context, extension: &String) -> bool {
+    ACTING_EXTENSIONS.contains(&extension.as_str())
+        || ctx.config.restore.ignore_extensions.contains(extension)
 }
 
 /// What a COPY failed with: the server, or our own side.
