@@ -9,7 +9,7 @@ use seedbed::pg::tools::Tools;
 use seedbed::report::Reporter;
 use seedbed::snapshot::dump::{self, DumpOptions, Dumped};
 use seedbed::snapshot::load::{self, Loaded};
-use seedbed::snapshot::{publish, verify};
+use seedbed::snapshot::{export, publish, verify};
 use seedbed::store::Store;
 
 use crate::equality;
@@ -72,19 +72,24 @@ impl Project {
 
     /// Files under `dir` of the store.
     fn stored(&self, dir: &str) -> Vec<std::path::PathBuf> {
-        let mut files = Vec::new();
-        let mut folders = vec![self.dir.path().join("seed/snapshots").join(dir)];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.path().is_dir() {
-                    folders.push(entry.path());
-                } else {
-                    files.push(entry.path());
-                }
+        files(&self.dir.path().join("seed/snapshots").join(dir))
+    }
+}
+
+/// Every file below a folder.
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                files.push(entry.path());
             }
         }
-        files
     }
+    files
 }
 
 /// A role that may read and no more.
@@ -770,6 +775,40 @@ async fn a_flipped_bit_in_a_chunk_is_refused_by_name_before_its_rows_are_used() 
     let text = error.to_string();
     assert!(text.contains(&chunk.object) && text.contains(&dumped.manifest.id), "{text}");
     assert_eq!(copy.text("select count(*) from t").await, "0");
+}
+
+#[tokio::test]
+async fn the_cache_keeps_within_its_size_while_a_load_is_at_work_and_when_it_failed() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source
+        .run(
+            "create table t as
+             select n, (select string_agg(md5((n * k)::text), '') from generate_series(1, 6) k) as pad
+             from generate_series(1, 60000) n",
+        )
+        .await;
+    let conf = "[snapshot]\nchunk_bytes = \"1MiB\"\n[restore]\ncache_bytes = \"1MiB\"\njobs = 1\n";
+    let project = Project::new(server, conf).await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let stored = dumped.manifest.stored_bytes();
+    assert!(stored > 4 * 1024 * 1024, "{stored} bytes");
+    let last = dumped.manifest.tables[0].chunks.last().expect("there are rows").object_name();
+    project.store.delete(&last).await.expect("the store is the test's own");
+
+    let (copy, owner) = (server.create_database().await, server.create_role("").await);
+    let error = project.load(&dumped, &copy, &owner).await.expect_err("a chunk is missing");
+    assert_eq!(error.exit() as u8, 10, "{error}");
+    let held = || {
+        let files = files(&project.dir.path().join("cache"));
+        files.iter().map(|file| file.metadata().expect("ours").len()).sum::<u64>()
+    };
+    assert!(held() > 0 && held() <= 1024 * 1024, "{} bytes", held());
+
+    let root = Utf8PathBuf::from_path_buf(project.dir.path().join("out")).expect("UTF-8");
+    let exported = export::export(&project.ctx, &project.store, "latest", &root).await;
+    exported.expect_err("a chunk is missing");
+    assert!(held() > 0 && held() <= 1024 * 1024, "{} bytes", held());
 }
 
 /// The `[store]` section for an S3 server behind `endpoint`, with its keys.

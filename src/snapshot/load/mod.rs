@@ -105,8 +105,8 @@ pub async fn load(
     if result.is_err() {
         run.stop_statements().await;
     }
-    let mut loaded = result?;
     run.source.trim_cache(&ctx.report).await;
+    let mut loaded = result?;
     loaded.downloaded_bytes = run.source.downloaded.load(Ordering::Relaxed);
     loaded.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(loaded)
