@@ -336,6 +336,7 @@ pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Pu
             (reached.target, tools)
         }
     };
+    let began = std::time::Instant::now();
     let dumped = dump::dump(ctx, &source, &tools, &store, &dump::DumpOptions::default()).await?;
     let mut manifest = dumped.manifest;
     compare_with_last(ctx, &store, &manifest, options.strict).await?;
@@ -343,7 +344,7 @@ pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Pu
         prove::prove(ctx, &store, &manifest).await?;
         manifest.proved = true;
     }
-    let object = snapshot::publish::publish(ctx, &store, &manifest).await?;
+    let object = snapshot::publish::publish(ctx, &store, &manifest, began.elapsed()).await?;
     Ok(Published {
         id: manifest.id.clone(),
         object,

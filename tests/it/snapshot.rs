@@ -55,8 +55,9 @@ impl Project {
 
     async fn dump(&self, source: &Target) -> Result<Dumped, seedbed::error::Error> {
         let options = DumpOptions::default();
+        let began = std::time::Instant::now();
         let dumped = dump::dump(&self.ctx, source, &self.tools, &self.store, &options).await?;
-        publish::publish(&self.ctx, &self.store, &dumped.manifest).await?;
+        publish::publish(&self.ctx, &self.store, &dumped.manifest, began.elapsed()).await?;
         Ok(dumped)
     }
 
@@ -670,15 +671,55 @@ async fn a_run_so_long_that_a_prune_may_have_passed_looks_for_its_chunks_before_
     let options = DumpOptions::default();
     let dumped =
         dump::dump(&project.ctx, &source.target, &project.tools, &project.store, &options).await;
-    let mut manifest = dumped.expect("it is a plain table").manifest;
+    let manifest = dumped.expect("it is a plain table").manifest;
     let chunk = manifest.chunks().last().expect("there are rows").object_name();
     project.store.delete(&chunk).await.expect("the store is the test's own");
-    manifest.duration_ms = 31 * 60 * 1000;
-    let publish = publish::publish(&project.ctx, &project.store, &manifest).await;
+    // Of which the dump alone is a part: the proof comes after it.
+    let running = std::time::Duration::from_secs(31 * 60);
+    let publish = publish::publish(&project.ctx, &project.store, &manifest, running).await;
     let error = publish.expect_err("a chunk is gone");
     assert_eq!(error.exit() as u8, 10);
     assert!(error.to_string().contains("1 of its chunks were removed"), "{error}");
     assert_eq!(project.stored("snapshots").len(), 0);
+}
+
+/// A run of `prune` that ends, its mark removed, once it is waited for.
+struct PruneEnds(std::path::PathBuf);
+
+impl seedbed::report::Report for PruneEnds {
+    fn event(&self, event: &seedbed::report::Event) {
+        if matches!(event, seedbed::report::Event::Note(text) if text.contains("waiting for a run"))
+        {
+            std::fs::remove_file(&self.0).expect("the store is the test's own");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_chunks_a_prune_took_meanwhile_is_taken_back() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source.run("create table t as select n, md5(n::text) from generate_series(1, 9000) n").await;
+    let mut project = Project::new(server, "").await;
+    let mark = project.dir.path().join("seed/snapshots/prune/00000000000000aa.json");
+    project.ctx.report = Reporter::new(Box::new(PruneEnds(mark.clone())));
+    let (ctx, store) = (&project.ctx, &project.store);
+    let options = DumpOptions::default();
+    let dumped = dump::dump(ctx, &source.target, &project.tools, store, &options).await;
+    let manifest = dumped.expect("it is a plain table").manifest;
+    let chunk = manifest.chunks().last().expect("there are rows");
+    store.delete(&chunk.object_name()).await.expect("the store is the test's own");
+    // It said so before the manifest was there.
+    let document = serde_json::json!({
+        "format": 1, "phase": "removing", "manifests": [], "chunks": [chunk.object],
+    });
+    std::fs::create_dir_all(mark.parent().expect("a folder")).expect("the store is the test's own");
+    std::fs::write(&mark, document.to_string()).expect("the store is the test's own");
+    let published = publish::publish(ctx, store, &manifest, std::time::Duration::ZERO).await;
+    let error = published.expect_err("a chunk is gone");
+    assert_eq!(error.exit() as u8, 10);
+    assert!(error.to_string().contains("1 of its chunks were removed"), "{error}");
+    assert_eq!(project.stored("snapshots").len(), 0, "nobody finds it");
 }
 
 async fn is_refused(project: &Project, source: &Target, exit: u8, words: &[&str]) {
