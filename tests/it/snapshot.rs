@@ -456,6 +456,38 @@ async fn small_tables_of_a_far_source_cost_no_round_trip_each() {
 }
 
 #[tokio::test]
+async fn small_tables_that_are_slow_one_by_one_are_not_taken_for_a_source_that_is_silent() {
+    if !harness::full() {
+        return harness::say("what takes half a minute is for `scripts/test --full`");
+    }
+    const TABLES: usize = 64;
+    let server = harness::server();
+    let source = server.create_database().await;
+    source.run("create extension hstore").await;
+    // The rows of an extension's tables are read by its condition: this one takes its time.
+    for at in 0..TABLES {
+        source
+            .run(&format!(
+                "create table t{at} as select {at} as n;
+                 alter extension hstore add table t{at};
+                 update pg_extension
+                 set extconfig = extconfig || 't{at}'::regclass::oid,
+                     extcondition = extcondition
+                       || 'where (select 1 from pg_sleep(0.57)) = 1'::text
+                 where extname = 'hstore'"
+            ))
+            .await;
+    }
+    let conf = "[snapshot]\nstall_timeout = \"2s\"\njobs = 1\n";
+    let project = Project::new(server, conf).await;
+    let began = std::time::Instant::now();
+    let dumped = project.dump(&source.target).await.expect("no row lets us wait for long");
+    assert_eq!(dumped.manifest.rows(), TABLES as u64);
+    // Longer than the source may be silent in a question of ours.
+    assert!(began.elapsed().as_secs() > 32, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_damaged_chunk_is_stored_again_by_the_snapshot_after_verify_has_found_it() {
     let server = harness::server();
     let source = server.create_database().await;

@@ -129,16 +129,16 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
 }
 
 impl Run<'_> {
-    /// The rows of one table, or of a range of its blocks, as they come.
+    /// The rows of one table, or of a range of its blocks, as they come. Whoever asks for several at once
+    /// waits for each in its turn: those before it have to be stored first.
     pub(super) async fn open_copy(
         &self,
         session: &Session,
         snapshot: &Snapshot,
         table: &Relation,
         range: Option<Range>,
-    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, Error> {
-        let sql = copy_statement(table, range, &snapshot.encoding);
-        self.soon(format!("copy `{}`", table.name), session.copy_out(&sql)).await
+    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, pg::Error> {
+        session.copy_out(&copy_statement(table, range, &snapshot.encoding)).await
     }
 }
 
