@@ -589,6 +589,24 @@ async fn f37_bytes_without_an_encoding_come_back_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_no_utf8_is_refused() {
+    let server = harness::server();
+    let name = harness::unique("bytes");
+    let options = "template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'";
+    harness::postgres::run_sql(&server.admin, &format!("create database {name} {options}")).await;
+    let source = server.admin.with_database(&name);
+    let made = "do $$ begin
+        execute format('create table %I (n int)', convert_from('\\x636166e9', 'SQL_ASCII'));
+        end $$";
+    harness::postgres::run_sql(&source, made).await;
+    let project = Project::new(server, "").await;
+    // The server checks what it sends as UTF-8, even where it stores bytes.
+    let words = ["list the source: invalid byte sequence for encoding \"UTF8\": 0xe9"];
+    is_refused(&project, &source, 5, &words).await;
+    harness::postgres::run_sql(&server.admin, &format!("drop database {name}")).await;
+}
+
+#[tokio::test]
 async fn hash_partitions_by_a_range_over_an_enum_go_through_their_root() {
     // pg_restore fails here: a leaf's rows hash by the enum's object ids, which differ in a copy.
     let server = harness::server();
