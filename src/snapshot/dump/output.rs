@@ -50,7 +50,7 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
         // Text is rarely longer than the blocks it comes from: then a range is one chunk.
         let limit = range.map_or(0, Range::bytes).max(self.run.chunk_bytes) as usize;
         let capacity = if range.is_some() { limit + LONG_ROW } else { 0 };
-        // The stream ends only after the server has said how many rows it sent.
+        // The stream ends only where the server says that no row follows; a lost connection is an error.
         while let Some(row) = next_row(&mut rows, self.run.stall).await {
             let Some(row) = row else {
                 let (what, seconds) = (format!("copy `{}`", table.name), self.run.stall.as_secs());
