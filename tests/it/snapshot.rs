@@ -451,8 +451,9 @@ async fn small_tables_of_a_far_source_cost_no_round_trip_each() {
     let dumped = project.dump(&target).await.expect("readable");
     assert_eq!(dumped.facts.tables, TABLES as u64);
     assert_eq!(dumped.manifest.rows(), TABLES as u64);
-    // `pg_dump` asks once for each table by itself; its rows would want two more.
-    assert!(proxy.round_trips() < 2 * TABLES, "{}", proxy.round_trips());
+    // `pg_dump` asks once for each table by itself; its rows would want two more. What else there is does
+    // not grow with them.
+    assert!(proxy.round_trips() < TABLES + 250, "{}", proxy.round_trips());
 }
 
 #[tokio::test]
