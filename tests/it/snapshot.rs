@@ -548,6 +548,37 @@ async fn f37_two_hundred_tables_that_refer_to_each_other_are_loaded_by_eight_wor
 }
 
 #[tokio::test]
+async fn the_index_of_a_large_table_is_sorted_in_little_memory() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    // The key of the first row notes what its index is sorted in.
+    source
+        .run(
+            "create table seen (memory text);
+             create function note() returns void language plpgsql volatile as
+               $$ begin insert into public.seen values (current_setting('maintenance_work_mem')); end $$;
+             create function key_of(n int) returns text language plpgsql immutable as
+               $$ begin
+                 if n = 1 and current_query() ilike 'create index%' then perform public.note(); end if;
+                 return repeat(md5(n::text), 4);
+               end $$;
+             create table large as
+             select n, md5(n::text) || md5((-n)::text) as pad from generate_series(1, 150000) n;
+             create index by_key on large (key_of(n))",
+        )
+        .await;
+    // No process helps another one to build an index, which would want more for both.
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let project = Project::new(server, &format!("[restore]\njobs = {cores}\n")).await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let (copy, owner) = (server.create_database().await, server.create_role("").await);
+    project.load(&dumped, &copy, &owner).await.expect("whole");
+    assert_eq!(copy.text("select pg_relation_size('by_key') > 16 * 1024 * 1024").await, "t");
+    assert_eq!(copy.text("select memory from seen").await, "16MB");
+    assert_eq!(copy.text("show maintenance_work_mem").await, "64MB");
+}
+
+#[tokio::test]
 async fn f37_bytes_without_an_encoding_come_back_as_they_are() {
     let server = harness::server();
     let made = async |name: &str, encoding: &str| {
