@@ -158,7 +158,7 @@ pub struct Table {
     pub rows: u64,
     /// The sum of the chunks' plain sizes.
     pub bytes: u64,
-    /// Its rows can only be loaded through this partitioned ancestor (hash partitions by enum …).
+    /// Its rows can only be loaded through this partitioned ancestor (hash partitions by enum, ranges of text).
     #[serde(default)]
     pub through_root: Option<QualifiedName>,
     /// A configuration table of an extension: only rows that the user changed are here.

@@ -9,6 +9,7 @@ use seedbed::pg::tools::Tools;
 use seedbed::report::Reporter;
 use seedbed::snapshot::dump::{self, DumpOptions, Dumped};
 use seedbed::snapshot::load::{self, Loaded};
+use seedbed::snapshot::manifest::Table;
 use seedbed::snapshot::{export, publish, verify};
 use seedbed::store::Store;
 
@@ -675,6 +676,51 @@ update pg_extension
 set extconfig = array['job'::regclass::oid, 'job_number'::regclass::oid], extcondition = array['', '']
 where extname = 'aws_jobs';
 ";
+
+#[tokio::test]
+async fn ranges_of_text_that_another_collation_sorts_otherwise_go_through_their_root() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    source
+        .run(
+            "create table word (w text, n int) partition by range (w);
+             create table word_1 partition of word for values from (minvalue) to ('a');
+             create table word_2 partition of word for values from ('a') to (maxvalue);
+             create table code (w text collate \"C\", n int) partition by range (w);
+             create table code_1 partition of code for values from (minvalue) to ('a');
+             create table code_2 partition of code for values from ('a') to (maxvalue);
+             insert into word select chr(65 + n) || chr(97 + n), n from generate_series(0, 25) n;
+             insert into word select chr(97 + n), n from generate_series(0, 25) n;
+             insert into code select * from word",
+        )
+        .await;
+    // By bytes every capital comes before every small letter.
+    assert_eq!(source.text("select count(*) from word_1").await, "26");
+    let project = Project::new(server, "").await;
+    let dumped = project.dump(&source.target).await.expect("readable");
+    let through = |table: &&Table| table.through_root.is_some();
+    let names: Vec<&str> =
+        dumped.manifest.tables.iter().filter(through).map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["word_1", "word_2"], "bytes are the same everywhere");
+
+    let name = harness::unique("collated");
+    let options = "template template0 locale_provider icu icu_locale 'en-US' locale 'C.UTF-8'";
+    harness::postgres::run_sql(&server.admin, &format!("create database {name} {options}")).await;
+    let copy = server.admin.with_database(&name);
+    let owner = server.create_role("").await;
+    let (store, tools) = (&project.store, &project.tools);
+    load::load(&project.ctx, &copy, &owner.name, tools, store, &dumped.manifest)
+        .await
+        .expect("whole");
+    let text = async |sql: &str| harness::postgres::query_text(&copy, sql).await;
+    assert_eq!(text("select count(*) from word_1").await, "0");
+    let rows = "select string_agg(w || n, ' ' order by n, w collate \"C\") from ";
+    for table in ["word", "code"] {
+        let sql = format!("{rows}{table}");
+        assert_eq!(text(&sql).await, source.text(&sql).await);
+    }
+    harness::postgres::run_sql(&server.admin, &format!("drop database {name}")).await;
+}
 
 #[tokio::test]
 async fn the_sequence_of_an_extension_that_is_left_out_is_left_out_as_its_rows_are() {
