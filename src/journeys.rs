@@ -336,6 +336,7 @@ pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Pu
             (reached.target, tools)
         }
     };
+    let began = std::time::Instant::now();
     let dumped = dump::dump(ctx, &source, &tools, &store, &dump::DumpOptions::default()).await?;
     let mut manifest = dumped.manifest;
     compare_with_last(ctx, &store, &manifest, options.strict).await?;
@@ -343,7 +344,7 @@ pub async fn snapshot_create(ctx: &Context, options: CreateOptions) -> Result<Pu
         prove::prove(ctx, &store, &manifest).await?;
         manifest.proved = true;
     }
-    let object = snapshot::publish::publish(ctx, &store, &manifest).await?;
+    let object = snapshot::publish::publish(ctx, &store, &manifest, began.elapsed()).await?;
     Ok(Published {
         id: manifest.id.clone(),
         object,
@@ -401,7 +402,19 @@ async fn compare_with_last(
     strict: bool,
 ) -> Result<(), Error> {
     let last = ctx.until_cancelled(find::last_of(store, &manifest.database)).await?;
-    let Some(last) = last else { return Ok(()) };
+    let last = match last {
+        find::Last::Found(last) => last,
+        find::Last::None => return Ok(()),
+        find::Last::OutOfReach { looked } => {
+            let database = manifest.database.clone();
+            let error = snapshot::Error::LastOutOfReach { database, looked };
+            if strict {
+                return Err(error.into());
+            }
+            ctx.report.warn(error.to_string());
+            return Ok(());
+        }
+    };
     let findings = snapshot::shrink::drops(&last, manifest);
     if strict && !findings.is_empty() {
         return Err(snapshot::Error::Shrunk { id: last.id, findings }.into());

@@ -106,7 +106,7 @@ async fn differences(
     let total = manifest.plain_bytes();
     let done = std::sync::atomic::AtomicU64::new(0);
     let rows = compare::Rows::new(ctx, store, manifest, server.admin.with_database(scratch.name()));
-    let differing: Vec<Option<String>> = stream::iter(groups)
+    let compared = stream::iter(groups)
         .map(|(name, tables)| {
             let (rows, done, step) = (&rows, &done, &step);
             async move {
@@ -119,7 +119,9 @@ async fn differences(
         })
         .buffer_unordered(JOBS)
         .try_collect()
-        .await?;
+        .await;
+    rows.trim_cache(ctx).await;
+    let differing: Vec<Option<String>> = compared?;
     step.done(format!("{} tables", manifest.tables.len()));
     Ok(differing.into_iter().flatten().collect())
 }

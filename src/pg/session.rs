@@ -222,7 +222,8 @@ impl Session {
     }
 
     /// Runs `copy … to stdout`; each item is one message of the protocol (a row, in text format).
-    /// The stream ends only after the server's CommandComplete.
+    /// The stream ends with the server's CopyDone, which comes after the last row: one that is cut before it
+    /// ends with an error. How many rows were sent is not told.
     ///
     /// # Errors
     /// What the server said.

@@ -37,6 +37,7 @@ pub(super) struct Relation {
 pub(super) struct SequenceRef {
     pub name: QualifiedName,
     pub readable: bool,
+    pub extension: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -71,6 +72,10 @@ pub(super) struct Catalog {
 }
 
 /// A table that goes while this runs has no size and no privileges any more: the lock finds out.
+///
+/// Rows go through a root where another server may put them into another leaf: those that hash by
+/// object ids, and ranges of text in an order that is a locale's (0: no collation, 100: the database's,
+/// 950 and 951: `C` and `POSIX`, which are bytes everywhere).
 const TABLES: &str = "\
 select c.oid, n.nspname::text, c.relname::text, c.relkind = 'r',
        array(select a.attname::text
@@ -94,11 +99,23 @@ left join pg_class r on c.relispartition and c.relkind = 'r'
   and r.oid = pg_partition_root(c.oid)
   and exists (select
               from pg_partition_ancestors(c.oid) as up(relid)
-              join pg_partitioned_table p on p.partrelid = up.relid and p.partstrat = 'h'
-              join pg_opclass o on o.oid = any (p.partclass::oid[])
-              where o.opcintype in ('anyenum'::regtype, 'anyarray'::regtype, 'record'::regtype,
-                                    'anyrange'::regtype)
-                 or o.opcintype = to_regtype('pg_catalog.anymultirange'))
+              join pg_partitioned_table p on p.partrelid = up.relid
+              where p.partstrat = 'h'
+                    and exists (select
+                                from pg_opclass o
+                                where o.oid = any (p.partclass::oid[])
+                                  and (o.opcintype in ('anyenum'::regtype, 'anyarray'::regtype,
+                                                       'record'::regtype, 'anyrange'::regtype)
+                                       or o.opcintype = to_regtype('pg_catalog.anymultirange')))
+                 or p.partstrat = 'r'
+                    and exists (select
+                                from unnest(p.partcollation::oid[]) as key(sorted_by),
+                                     pg_database d
+                                where d.datname = current_database()
+                                  and key.sorted_by not in (0, 950, 951)
+                                  and not (key.sorted_by = 100
+                                           and d.datcollate in ('C', 'POSIX')
+                                           and coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'c')))
 left join pg_namespace rn on rn.oid = r.relnamespace
 left join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid
   and d.objsubid = 0 and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
@@ -113,15 +130,16 @@ order by n.nspname collate \"C\", c.relname collate \"C\"";
 const SEQUENCES: &str = "\
 select n.nspname::text, c.relname::text,
        coalesce(has_schema_privilege(n.oid, 'usage') and has_sequence_privilege(c.oid, 'select'),
-                true)
+                true),
+       x.extname::text
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 left join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid
   and d.objsubid = 0 and d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
+left join pg_extension x on x.oid = d.refobjid and c.oid = any (x.extconfig)
 where c.relkind = 'S' and c.relpersistence <> 't'
   and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
-  and (d.objid is null
-       or exists (select from pg_extension x where x.oid = d.refobjid and c.oid = any (x.extconfig)))
+  and (d.objid is null or x.oid is not null)
 order by n.nspname collate \"C\", c.relname collate \"C\"";
 
 /// `has_largeobject_privilege` exists from 18 on; this is what it does.
@@ -218,7 +236,7 @@ pub(super) async fn read(session: &Session) -> Result<Catalog, Error> {
         .query(SEQUENCES, &[])
         .await?
         .iter()
-        .map(|row| SequenceRef { name: named(row, 0), readable: row.get(2) })
+        .map(|row| SequenceRef { name: named(row, 0), readable: row.get(2), extension: row.get(3) })
         .collect();
     let large_objects = session
         .query(LARGE_OBJECTS, &[])
@@ -443,6 +461,7 @@ pub(super) async fn read_sequences(
                 name: sequence.name.name.clone(),
                 last_value: row.get(1),
                 is_called: row.get(2),
+                extension: sequence.extension.clone(),
             });
         }
     }

@@ -70,6 +70,11 @@ impl<'a> Rows<'a> {
         Self { manifest, source: fetch::Source::new(store, Cache::open(ctx)), target }
     }
 
+    /// Brings the cache back within its size: nothing more is compared.
+    pub(crate) async fn trim_cache(&self, ctx: &Context) {
+        self.source.trim_cache(&ctx.report).await;
+    }
+
     /// Whether the relation `name` holds the rows that are stored for `tables`: itself, or leaves
     /// that were loaded through it.
     ///

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::catalog::{self, SequenceRef};
 use super::dump::{DUMP_ARGS, schema_lines};
 use super::load::{lacks_lz4, without_lz4};
-use super::manifest::{LargeObject, Manifest, QualifiedName, Sequence};
+use super::manifest::{LargeObject, Manifest, Sequence};
 use super::restore::Restore;
 use super::{Error, dump as dumping, fetch, load};
 use crate::config::Owners;
@@ -35,7 +35,8 @@ pub(crate) async fn differences(
     tools: &Tools,
 ) -> Result<Vec<String>, Error> {
     let session = Session::connect(target).await?;
-    let mut differing = sequences(&manifest.sequences, &read_sequences(&session, manifest).await?);
+    let wanted = load::present_sequences(ctx, &session, manifest).await?;
+    let mut differing = sequences(&wanted, &read_sequences(&session, &wanted).await?);
     differing.extend(large_objects(&manifest.large_objects, &read_large_objects(&session).await?));
     let mut archive = stored_archive(ctx, store, manifest).await?;
     if lacks_lz4(&session).await? {
@@ -57,15 +58,13 @@ pub(crate) async fn differences(
     Ok(differing)
 }
 
-async fn read_sequences(session: &Session, manifest: &Manifest) -> Result<Vec<Sequence>, Error> {
-    let name = |sequence: &Sequence| QualifiedName {
-        schema: sequence.schema.clone(),
-        name: sequence.name.clone(),
-    };
-    let wanted = manifest.sequences.iter();
-    let refs: Vec<SequenceRef> =
-        wanted.map(|sequence| SequenceRef { name: name(sequence), readable: true }).collect();
-    Ok(catalog::read_sequences(session, &refs).await?)
+async fn read_sequences(session: &Session, wanted: &[&Sequence]) -> Result<Vec<Sequence>, Error> {
+    let refs = wanted.iter().map(|sequence| SequenceRef {
+        name: sequence.qualified_name(),
+        readable: true,
+        extension: sequence.extension.clone(),
+    });
+    Ok(catalog::read_sequences(session, &refs.collect::<Vec<_>>()).await?)
 }
 
 /// Sizes of all large objects.
@@ -138,7 +137,7 @@ fn origin(script: &[u8]) -> Vec<String> {
     ["pg_dump version ", "database version "].into_iter().filter_map(version).collect()
 }
 
-fn sequences(stored: &[Sequence], found: &[Sequence]) -> Vec<String> {
+fn sequences(stored: &[&Sequence], found: &[Sequence]) -> Vec<String> {
     let position = |sequence: &Sequence| {
         let next = if sequence.is_called { "" } else { ", not used yet" };
         format!("{}{next}", sequence.last_value)
@@ -147,10 +146,10 @@ fn sequences(stored: &[Sequence], found: &[Sequence]) -> Vec<String> {
         .iter()
         .map(|sequence| ((sequence.schema.as_str(), sequence.name.as_str()), sequence))
         .collect();
-    let differs = |sequence: &Sequence| {
+    let differs = |sequence: &&Sequence| {
         let name = format!("{}.{}", sequence.schema, sequence.name);
         match found.get(&(sequence.schema.as_str(), sequence.name.as_str())) {
-            Some(other) if *other == sequence => None,
+            Some(other) if other == sequence => None,
             Some(other) => Some(format!(
                 "sequence `{name}` is at {}, in the source at {}",
                 position(other),
@@ -218,16 +217,18 @@ mod tests {
     use super::{LargeObject, Sequence, large_objects, origin, schemas, sequences};
 
     fn sequence(name: &str, last_value: i64, is_called: bool) -> Sequence {
-        Sequence { schema: "s".to_owned(), name: name.to_owned(), last_value, is_called }
+        let (schema, name) = ("s".to_owned(), name.to_owned());
+        Sequence { schema, name, last_value, is_called, extension: None }
     }
 
     #[test]
     fn a_sequence_elsewhere_or_missing_is_told() {
         let stored = [sequence("a", 3, true), sequence("b", 1, false), sequence("c", 1, true)];
-        assert_eq!(sequences(&stored, &stored), Vec::<String>::new());
+        let of: Vec<&Sequence> = stored.iter().collect();
+        assert_eq!(sequences(&of, &stored), Vec::<String>::new());
         let found = [sequence("a", 6, true), sequence("b", 1, true)];
         assert_eq!(
-            sequences(&stored, &found),
+            sequences(&of, &found),
             [
                 "sequence `s.a` is at 6, in the source at 3",
                 "sequence `s.b` is at 1, in the source at 1, not used yet",

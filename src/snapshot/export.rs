@@ -66,8 +66,13 @@ async fn run(ctx: &Context, store: &Store, id: &str, folder: &Utf8Path) -> Resul
         bytes: 0,
         total: manifest.plain_bytes(),
     };
-    export.schema().await?;
-    export.data().await?;
+    let rows = async {
+        export.schema().await?;
+        export.data().await
+    };
+    let exported = rows.await;
+    export.source.trim_cache(&ctx.report).await;
+    exported?;
     export.text("after.sql", &after(&manifest))?;
     export.text("LOAD.md", &instructions(&manifest))?;
     let bytes = export.bytes;

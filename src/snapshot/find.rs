@@ -25,8 +25,9 @@ const PARALLEL_READS: usize = 16;
 /// older ones it tells what their names say.
 const LIST_DETAILS: usize = 200;
 
-/// How far back the last snapshot of a database is looked for where several share a store.
-const LAST_LOOKS: usize = 32;
+/// How far back the last snapshot of a database is looked for where several share a store: half a year of
+/// twenty databases that are taken weekly. Of a store of its own only the newest is read.
+const LAST_LOOKS: usize = 512;
 
 /// The names of a store's snapshots: listed once for all that a run wants to know of them.
 #[derive(Debug, Clone)]
@@ -328,21 +329,40 @@ pub async fn named(ctx: &Context, store: &Store, id: &str) -> Result<Name, crate
     Ok(one(&names, id)?.clone())
 }
 
-/// The newest snapshot of `database` whose manifest can be read, among the newest few.
+/// What the last snapshot of a database is.
+#[derive(Debug)]
+pub enum Last {
+    Found(Box<Manifest>),
+    /// The store has none that can be read.
+    None,
+    /// None among the newest so many; there are older ones.
+    OutOfReach {
+        looked: usize,
+    },
+}
+
+/// The newest snapshot of `database` whose manifest can be read, among the newest some hundreds.
 ///
 /// # Errors
 /// What the store said.
-pub async fn last_of(store: &Store, database: &str) -> Result<Option<Manifest>, Error> {
+pub async fn last_of(store: &Store, database: &str) -> Result<Last, Error> {
     let (mut names, _) = names(store).await?;
     names.sort_by(|left, right| right.cmp(left));
-    for name in names.iter().take(LAST_LOOKS) {
-        if let Read::Manifest(manifest) = read(store, name).await?
-            && manifest.database == database
-        {
-            return Ok(Some(*manifest));
+    let (near, far) = names.split_at(names.len().min(LAST_LOOKS));
+    // Most stores hold one database: reading ahead is for the others.
+    let (newest, others) = near.split_at(near.len().min(1));
+    for (names, ahead) in [(newest, 1), (others, PARALLEL_READS)] {
+        let mut reads = stream::iter(names.iter().map(|name| read(store, name))).buffered(ahead);
+        while let Some(read) = reads.try_next().await? {
+            match read {
+                Read::Manifest(manifest) if manifest.database == database => {
+                    return Ok(Last::Found(manifest));
+                }
+                Read::Manifest(_) | Read::Unfit(_) => {}
+            }
         }
     }
-    Ok(None)
+    Ok(if far.is_empty() { Last::None } else { Last::OutOfReach { looked: near.len() } })
 }
 
 /// `system_identifier`, if any listed snapshot was taken from the server that has it. A stamp tells it, one way

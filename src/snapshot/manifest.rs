@@ -2,7 +2,8 @@
 //!
 //! A format is closed: a field this program does not know is refused, not skipped, because a manifest
 //! may come from a stranger and a field may change what the others mean. What is added later comes
-//! with a default and a new format number; old formats are read forever. Format 2 ends with a checksum
+//! with a default, and with a new format number unless it is written only where it says something; old
+//! formats are read forever. Format 2 ends with a checksum
 //! of its own text, so that a bit that flips anywhere in it is seen. Reading is bounded and checks
 //! every name and sum, so that whoever holds a [`Manifest`] may trust its shape (not its contents:
 //! those are checked against the hashes, chunk by chunk).
@@ -157,7 +158,7 @@ pub struct Table {
     pub rows: u64,
     /// The sum of the chunks' plain sizes.
     pub bytes: u64,
-    /// Its rows can only be loaded through this partitioned ancestor (hash partitions by enum …).
+    /// Its rows can only be loaded through this partitioned ancestor (hash partitions by enum, ranges of text).
     #[serde(default)]
     pub through_root: Option<QualifiedName>,
     /// A configuration table of an extension: only rows that the user changed are here.
@@ -203,6 +204,15 @@ pub struct Sequence {
     pub name: String,
     pub last_value: i64,
     pub is_called: bool,
+    /// The extension that it belongs to and that asked for its position to be kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension: Option<String>,
+}
+
+impl Sequence {
+    pub fn qualified_name(&self) -> QualifiedName {
+        QualifiedName { schema: self.schema.clone(), name: self.name.clone() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -101,6 +101,10 @@ pub enum Error {
     ExportNotEmpty { path: camino::Utf8PathBuf },
     #[error("far less than in the last snapshot {id}: {}", .findings.join("; "))]
     Shrunk { id: String, findings: Vec<String> },
+    #[error(
+        "nothing to compare with: none of the newest {looked} snapshots in the store is of `{database}`"
+    )]
+    LastOutOfReach { database: String, looked: usize },
     /// Another manifest has the name that was to be ours.
     #[error("publish `{object}`: another snapshot has this name")]
     Taken { object: String },
@@ -155,7 +159,7 @@ impl Error {
             Self::Taken { .. } | Self::ListingIncomplete { .. } => Exit::Store,
             Self::ChunksLost { .. } => Exit::Damaged,
             Self::Export { .. } | Self::ExportNotEmpty { .. } => Exit::CommandLine,
-            Self::Shrunk { .. } => Exit::CheckFailed,
+            Self::Shrunk { .. } | Self::LastOutOfReach { .. } => Exit::CheckFailed,
             Self::NoneFits { .. }
             | Self::Unfit { .. }
             | Self::EmptyStore { .. }
@@ -180,6 +184,10 @@ impl Error {
             Self::ExportNotEmpty { .. } => vec!["name a folder that does not exist yet".to_owned()],
             Self::Shrunk { .. } => vec![
                 "look at the source; if that is how it should be, leave out `--strict`".to_owned(),
+            ],
+            Self::LastOutOfReach { .. } => vec![
+                "give this database a prefix of its own: `store.url`".to_owned(),
+                "take this one without `--strict`; the next has it to compare with".to_owned(),
             ],
             Self::Dump(error) => error.hints(),
             Self::Load(error) => error.hints(),

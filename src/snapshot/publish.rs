@@ -21,22 +21,24 @@ const PRUNE_ENDS: Duration = Duration::from_secs(300);
 /// time, half of the shortest grace period, is over.
 const LONG_RUN: Duration = Duration::from_secs(30 * 60);
 
-/// Writes the manifest under its name, which must be new; returns the name.
+/// Writes the manifest under its name, which must be new; returns the name. `running`: since before the
+/// dump began, which looked what the store has.
 ///
 /// # Errors
 /// [`Error::Taken`] when another manifest has the name, [`Error::ChunksLost`] when the store has not all
-/// that it names; what the store said.
+/// that it names; what the store said. No snapshot is left, unless the store does not let it be removed.
 pub async fn publish(
     ctx: &Context,
     store: &Store,
     manifest: &Manifest,
+    running: Duration,
 ) -> Result<String, crate::error::Error> {
     let name = name::object_name(manifest);
     let document = manifest
         .write()
         .map_err(|error| Error::Manifest { object: name.clone(), error })
         .map(Bytes::from)?;
-    if manifest.duration_ms >= LONG_RUN.as_millis() as u64 {
+    if running >= LONG_RUN {
         ctx.until_cancelled(whole(store, manifest, &name)).await?;
     }
     // An answer that was lost is compared in there: `Exists` is somebody else's document.
@@ -108,6 +110,10 @@ async fn unharmed(
     }
     if lost == 0 {
         return Ok(());
+    }
+    // Nobody is to find it, where this account may remove what it wrote.
+    if let Err(error) = store.delete(name).await {
+        ctx.report.warn(format!("`{name}` stays, though it is damaged: {error}"));
     }
     Err(Error::ChunksLost { object: name.to_owned(), chunks: lost }.into())
 }

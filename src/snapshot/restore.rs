@@ -4,13 +4,15 @@
 //! and judged. Entries of the archive that a copy must not have (subscriptions, publications,
 //! accounts on foreign servers) are taken out of its table of contents.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::load::Error;
 use crate::config::Owners;
 use crate::context::Context;
 use crate::pg::Target;
-use crate::pg::tools::{Call, Tools};
+use crate::pg::tools::{Call, Output, Tools};
 
 /// A part of an archive, before or after the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +93,12 @@ impl Restore<'_> {
         Ok(filter(&output.stdout))
     }
 
-    /// The statements for the entries of `list`, as a script; nothing is run.
+    /// The statements for the entries of `list`, as a script whose comments tell each entry's number;
+    /// nothing is run.
     pub(super) async fn script(&self, list: &List) -> Result<Vec<u8>, Error> {
         let mut args = vec!["--file=-".to_owned(), "--use-list=/dev/stdin".to_owned()];
-        args.extend(["--no-owner", "--no-privileges", "--no-tablespaces"].map(str::to_owned));
+        let options = ["--verbose", "--no-owner", "--no-privileges", "--no-tablespaces"];
+        args.extend(options.map(str::to_owned));
         let call = Call {
             program: "pg_restore",
             args,
@@ -145,24 +149,28 @@ impl Restore<'_> {
             input_file: Some(self.archive.clone()),
         };
         let output = self.tools.run(self.ctx, call).await?;
-        let refused = refusals(&output.stderr);
-        if output.status != 0 && refused.is_empty() {
-            let reason = output.stderr.trim().to_owned();
-            return Err(Error::Restore { section, reason });
-        }
-        Ok(refused)
+        refused(&output).map_err(|reason| Error::Restore { section, reason })
     }
 }
 
 impl List {
-    /// The entries that are of `kinds`, or those that are not.
-    pub(super) fn of_kinds(&self, kinds: &[&str], wanted: bool) -> Self {
+    /// The entries that are of `kinds`.
+    pub(super) fn of_kinds(&self, kinds: &[&str]) -> Self {
+        self.filtered(|_, entry| kinds.iter().any(|kind| starts(entry, kind)))
+    }
+
+    /// The entries that are not of `kinds`, and those with these numbers.
+    pub(super) fn without_kinds(&self, kinds: &[&str], but: &BTreeSet<u32>) -> Self {
+        self.filtered(|number, entry| {
+            but.contains(&number) || !kinds.iter().any(|kind| starts(entry, kind))
+        })
+    }
+
+    fn filtered(&self, wanted: impl Fn(u32, &str) -> bool) -> Self {
         let mut text = Vec::with_capacity(self.text.len());
         for line in self.text.split_inclusive(|byte| *byte == b'\n') {
             let words = String::from_utf8_lossy(line);
-            let is_one =
-                entry(&words).is_some_and(|entry| kinds.iter().any(|kind| starts(entry, kind)));
-            if is_one == wanted {
+            if entry(&words).is_some_and(|(number, entry)| wanted(number, entry)) {
                 text.extend_from_slice(line);
             }
         }
@@ -175,7 +183,7 @@ fn filter(list: &[u8]) -> List {
     let mut text = Vec::with_capacity(list.len());
     for line in list.split_inclusive(|byte| *byte == b'\n') {
         let words = String::from_utf8_lossy(line);
-        let entry = entry(&words);
+        let entry = entry(&words).map(|(_, entry)| entry);
         let acts = entry.is_some_and(|entry| ACTING.iter().any(|kind| starts(entry, kind)));
         if acts {
             left_out.extend(entry.map(|entry| entry.trim().to_lowercase()));
@@ -186,28 +194,53 @@ fn filter(list: &[u8]) -> List {
     List { text: Bytes::from(text), left_out }
 }
 
-/// The kind, schema, name and owner of a line of the list: what stands after its three numbers.
-fn entry(line: &str) -> Option<&str> {
-    let (id, rest) = line.split_once("; ")?;
-    id.parse::<u64>().ok()?;
+/// The number of a line of the list, and the kind, schema, name and owner after its two other numbers.
+fn entry(line: &str) -> Option<(u32, &str)> {
+    let (number, rest) = line.split_once("; ")?;
+    let number = number.parse().ok()?;
     let mut words = rest.splitn(3, ' ');
     words.next()?.parse::<u64>().ok()?;
     words.next()?.parse::<u64>().ok()?;
-    words.next()
+    Some((number, words.next()?))
 }
 
 fn starts(entry: &str, kind: &str) -> bool {
     entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with([' ', '\n']))
 }
 
+/// How each error of `pg_restore` begins; its words are English, see [`Tools`].
+const ERROR: &str = "pg_restore: error: ";
+
+/// And how it goes on where the server refused a statement of the archive.
+const STATEMENT: &str = "could not execute query: ";
+
+/// What was refused, if `pg_restore` came to its end. One that died half way has said nothing, or may
+/// have said other things before.
+fn refused(output: &Output) -> Result<Vec<Refusal>, String> {
+    const END: &str = "errors ignored on restore: ";
+    let Output { stderr, status, .. } = output;
+    let refused = refusals(stderr);
+    if *status == 0 || (!refused.is_empty() && stderr.contains(END)) {
+        return Ok(refused);
+    }
+    let last = stderr.lines().rev().find_map(|line| line.strip_prefix(ERROR));
+    Err(match last {
+        Some(error) if !error.starts_with(STATEMENT) => error.to_owned(),
+        None if !stderr.trim().is_empty() => stderr.trim().to_owned(),
+        Some(_) | None => format!("`pg_restore` was ended before its end, with status {status}"),
+    })
+}
+
 /// The errors in what `pg_restore` wrote: a message, then `Command was:` and the statement.
 fn refusals(stderr: &str) -> Vec<Refusal> {
-    const MARK: &str = "could not execute query: ";
     const COMMAND: &str = "Command was: ";
     let mut refused: Vec<Refusal> = Vec::new();
     for line in stderr.lines() {
-        if let Some((_, message)) = line.split_once(MARK) {
-            let message = message.split_once(":  ").map_or(message, |(_, message)| message);
+        if let Some(error) = line.strip_prefix(ERROR) {
+            let message = match error.strip_prefix(STATEMENT) {
+                Some(message) => message.split_once(":  ").map_or(message, |(_, message)| message),
+                None => error,
+            };
             refused.push(Refusal { message: message.to_owned(), command: String::new() });
         } else if let Some(command) = line.strip_prefix(COMMAND)
             && let Some(last) = refused.last_mut().filter(|last| last.command.is_empty())
@@ -243,7 +276,9 @@ pub(super) fn tolerated(refusal: &Refusal, ignored_extensions: &[String]) -> boo
 
 #[cfg(test)]
 mod tests {
-    use super::{Refusal, filter, is_made, refusals, tolerated};
+    use std::collections::BTreeSet;
+
+    use super::{Output, Refusal, filter, is_made, refusals, refused, tolerated};
 
     #[test]
     fn what_would_act_on_production_is_taken_out_of_the_list() {
@@ -262,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_taken_apart_by_kinds_and_numbers() {
+        let list = filter(
+            b";\n; Archive created at x\n7; 1259 16391 INDEX s i owner\n\
+            8; 0 0 COMMENT s INDEX i owner\n9; 1259 16392 INDEX s j owner\n",
+        );
+        let text = |list: &super::List| String::from_utf8_lossy(&list.text).into_owned();
+        let indexes = list.of_kinds(&["INDEX"]);
+        assert_eq!(
+            text(&indexes),
+            "7; 1259 16391 INDEX s i owner\n9; 1259 16392 INDEX s j owner\n"
+        );
+        let rest = list.without_kinds(&["INDEX"], &BTreeSet::from([9]));
+        assert_eq!(text(&rest), "8; 0 0 COMMENT s INDEX i owner\n9; 1259 16392 INDEX s j owner\n");
+    }
+
+    #[test]
     fn only_a_schema_that_was_made_before_may_be_there() {
         let refused = |message: &str, command: &str| Refusal {
             message: message.to_owned(),
@@ -272,6 +323,30 @@ mod tests {
         assert!(is_made(&refused(there, "CREATE SCHEMA ext;"), &made));
         assert!(!is_made(&refused("schema \"ext 2\" already exists", "CREATE SCHEMA x;"), &made));
         assert!(!is_made(&refused(there, "CREATE TABLE ext.t ();"), &made));
+    }
+
+    #[test]
+    fn only_a_restore_that_came_to_its_end_may_have_refused_statements() {
+        let of = |status: i32, stderr: &str| {
+            refused(&Output { stdout: Vec::new(), stderr: stderr.to_owned(), status })
+        };
+        let query = "pg_restore: while INITIALIZING:\n\
+            pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \
+            \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n\n";
+        let end = "pg_restore: warning: errors ignored on restore: 1\n";
+        let method = "pg_restore: error: could not set \"default_table_access_method\": ERROR:  access \
+            method \"columnar\" does not exist\nCommand was: SET default_table_access_method = columnar;\n";
+        assert_eq!(of(0, ""), Ok(Vec::new()));
+        assert_eq!(of(1, &format!("{query}{end}")).map(|refused| refused.len()), Ok(1));
+        let killed = "`pg_restore` was ended before its end, with status 137";
+        assert_eq!(of(137, query), Err(killed.to_owned()));
+        assert_eq!(of(137, "\n"), Err(killed.to_owned()));
+        // What is no statement of the archive is no less an error.
+        let both = of(1, &format!("{query}{method}{end}")).expect("it came to its end");
+        assert!(tolerated(&both[0], &[]) && !tolerated(&both[1], &[]), "{both:?}");
+        assert_eq!(both[1].command, "SET default_table_access_method = columnar;");
+        let lost = "could not read from input file: end of file";
+        assert_eq!(of(1, &format!("{query}pg_restore: error: {lost}\n")), Err(lost.to_owned()));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! For looking at a copy of its catalog, not for working with it. What this server cannot make (an
 //! extension that is not installed, and what hangs on it) is left out and told.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::dump::schema;
@@ -37,7 +39,7 @@ pub(crate) async fn make(
     let restore = Restore { ctx, tools, target, role: &target.user, owners: Owners::Keep, archive };
     let made = async {
         // A trigger that watches grants would watch ours.
-        let list = restore.list().await?.of_kinds(&["EVENT TRIGGER"], false);
+        let list = restore.list().await?.without_kinds(&["EVENT TRIGGER"], &BTreeSet::new());
         let mut refused = restore.run(Section::PreData, &list, 1).await?;
         // A materialised view may have to wait for a key.
         refused.extend(restore.run(Section::PostData, &list, 1).await?);

@@ -4,6 +4,8 @@
 //! sha256, which is checked on every read; a wrong one is removed.
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -18,11 +20,17 @@ const MAX_AGE: Duration = Duration::from_secs(60 * 24 * 3600);
 /// Larger objects are not kept: they are single rows, and no two snapshots share them.
 const MAX_OBJECT: usize = 256 * 1024 * 1024;
 
+/// What may be put before the cache is brought back within its size, as a part of that: a look at some
+/// thousand files is nothing beside so many bytes.
+const UNSWEPT_PART: u64 = 8;
+
 /// The user's chunk cache, shared by all projects.
 #[derive(Debug, Clone)]
 pub struct Cache {
     dir: Utf8PathBuf,
     max_bytes: u64,
+    /// Bytes put since the last [`Cache::evict`].
+    unswept: Arc<AtomicU64>,
 }
 
 /// What [`Cache::evict`] removed.
@@ -38,9 +46,9 @@ impl Cache {
         Self::at(ctx.env.cache_dir().join("chunks"), ctx.config.restore.cache_bytes)
     }
 
-    /// A cache in `dir` that keeps at most `max_bytes` after [`Cache::evict`].
+    /// A cache in `dir` that keeps at most `max_bytes` after [`Cache::evict`], and hardly more before.
     pub fn at(dir: Utf8PathBuf, max_bytes: u64) -> Self {
-        Self { dir, max_bytes }
+        Self { dir, max_bytes, unswept: Arc::default() }
     }
 
     /// The stored object with this sha256, if it is here and whole.
@@ -61,13 +69,19 @@ impl Cache {
         if bytes.len() > MAX_OBJECT {
             return;
         }
+        let size = bytes.len() as u64;
         let bytes = bytes.clone();
         // A full disk only means that the object is fetched again.
         let _ = tokio::task::spawn_blocking(move || write(&path, &bytes)).await;
+        let unswept = self.unswept.fetch_add(size, Ordering::Relaxed) + size;
+        if unswept > self.max_bytes / UNSWEPT_PART {
+            self.evict().await;
+        }
     }
 
     /// Removes what was read longest ago until the cache is within its size, and what is too old.
     pub async fn evict(&self) -> Evicted {
+        self.unswept.store(0, Ordering::Relaxed);
         let (dir, max_bytes) = (self.dir.clone(), self.max_bytes);
         tokio::task::spawn_blocking(move || evict(&dir, max_bytes)).await.unwrap_or_default()
     }
@@ -122,10 +136,15 @@ fn evict(dir: &Utf8Path, max_bytes: u64) -> Evicted {
         if held <= max_bytes && !old {
             break;
         }
-        if std::fs::remove_file(&path).is_ok() {
-            held -= size;
-            evicted.objects += 1;
-            evicted.bytes += size;
+        match std::fs::remove_file(&path) {
+            Ok(()) => {
+                held -= size;
+                evicted.objects += 1;
+                evicted.bytes += size;
+            }
+            // Another run has removed it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => held -= size,
+            Err(_) => {}
         }
     }
     evicted
@@ -133,7 +152,7 @@ fn evict(dir: &Utf8Path, max_bytes: u64) -> Evicted {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, Cache, Digest, Evicted, Sha256, Utf8PathBuf};
+    use super::{Bytes, Cache, Digest, Evicted, Sha256, Utf8PathBuf, write};
 
     fn cache(max_bytes: u64) -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().expect("temporary folder");
@@ -163,13 +182,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_put_never_takes_much_more_than_the_cache_may() {
+        let (_dir, cache) = cache(1000);
+        for number in 0..40_u8 {
+            let bytes = Bytes::from(vec![number; 100]);
+            cache.put(&hash(&bytes), &bytes).await;
+        }
+        let bytes = Bytes::from(vec![39; 100]);
+        assert_eq!(cache.get(&hash(&bytes)).await, Some(bytes));
+        let evicted = cache.evict().await;
+        assert!(evicted.bytes <= 100, "{evicted:?}");
+    }
+
+    #[tokio::test]
     async fn the_longest_unread_objects_are_evicted_first() {
         let (_dir, cache) = cache(250);
         let mut objects = Vec::new();
         for number in 0..4_u8 {
             let bytes = Bytes::from(vec![number; 100]);
             let object = hash(&bytes);
-            cache.put(&object, &bytes).await;
+            write(&cache.path(&object).expect("a hash"), &bytes).expect("ours");
             let path = cache.path(&object).expect("a hash");
             let at = std::time::SystemTime::now() - std::time::Duration::from_secs(1000)
                 + std::time::Duration::from_secs(number.into());

@@ -169,13 +169,22 @@ fn list_folder(
         if kind.is_dir() {
             folders.push(name);
         } else if kind.is_file() {
-            // Gone between listing and looking: removed by somebody else.
-            let Ok(metadata) = item.metadata() else { continue };
+            let Some(metadata) = still_there(item.metadata(), &path)? else { continue };
             let modified = metadata.modified().ok().and_then(|at| at.try_into().ok());
             entries.push(Entry { name, size: metadata.len(), modified });
         }
     }
     Ok(())
+}
+
+/// `None` for what somebody else has removed between listing and looking. Any other error is one: without
+/// the file the listing would be a part that looks like the whole.
+fn still_there<T>(looked: std::io::Result<T>, folder: &Utf8Path) -> Result<Option<T>, Error> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file_error("list", folder)(error)),
+    }
 }
 
 fn open(path: &Utf8Path, name: &str, store: &str) -> Result<(std::fs::File, u64), Error> {
@@ -241,5 +250,23 @@ fn sync_folder(path: &Utf8Path) {
     let Some(folder) = path.parent() else { return };
     if let Ok(folder) = std::fs::File::open(folder) {
         let _ = folder.sync_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::still_there;
+
+    #[test]
+    fn a_listing_lacks_what_is_gone_and_nothing_else() {
+        let looked = |kind| still_there::<()>(Err(Error::from(kind)), "store/chunks".into());
+        assert!(matches!(looked(ErrorKind::NotFound), Ok(None)));
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::Other, ErrorKind::TimedOut] {
+            let error = looked(kind).expect_err("no listing");
+            assert!(error.to_string().starts_with("list `store/chunks`: "), "{error}");
+        }
+        assert!(matches!(still_there(Ok(1), "store".into()), Ok(Some(1))));
     }
 }

@@ -47,6 +47,9 @@ const STALL_GRACE: Duration = Duration::from_secs(20);
 /// How often a body may break off without having brought a byte.
 const IDLE_RESUMES: u32 = 3;
 
+/// How often a body may begin again: some gateways know no ranges, and cut every body at the same byte.
+const RESTARTS: u32 = 3;
+
 /// How often a put meets a removal of the same name; S3 asks to try again (409).
 const CONFLICTS: u32 = 5;
 
@@ -185,7 +188,7 @@ impl S3 {
         }
         let mut etag = answer.e_tag().map(str::to_owned);
         let mut body = BytesMut::with_capacity(usize::try_from(said.unwrap_or(0)).unwrap_or(0));
-        let mut idle = 0;
+        let (mut idle, mut restarts) = (0, 0);
         loop {
             let before = body.len();
             let Err(reason) = drain(&mut answer, &mut body, limit).await else {
@@ -196,7 +199,7 @@ impl S3 {
                 return Ok(body.freeze());
             };
             idle = if body.len() > before { 0 } else { idle + 1 };
-            if idle > IDLE_RESUMES {
+            if idle > IDLE_RESUMES || restarts > RESTARTS {
                 return Err(self.broken_off(name, body.len(), reason));
             }
             self.report.detail(format!("`{name}` broke off after {} bytes: {reason}", body.len()));
@@ -206,12 +209,13 @@ impl S3 {
                 // No range: all of it again.
                 Ok(whole) => {
                     body.clear();
+                    restarts += 1;
                     answer = whole;
                 }
                 // Written again meanwhile: from the start; whoever knows its hash decides.
                 Err(error) if is_changed(&error) => {
                     body.clear();
-                    idle += 1;
+                    restarts += 1;
                     answer = self.request(&call, None, None).await?;
                     etag = answer.e_tag().map(str::to_owned);
                 }
@@ -229,7 +233,7 @@ impl S3 {
         let call = Call { what: "read", action: READ, name };
         let mut body = BytesMut::new();
         let mut etag: Option<String> = None;
-        let mut idle = 0;
+        let (mut idle, mut restarts) = (0, 0);
         loop {
             let begin = offset + body.len() as u64;
             let range = format!("bytes={begin}-{}", offset + length - 1);
@@ -239,10 +243,10 @@ impl S3 {
                     return Ok(body.freeze());
                 }
                 // Written again meanwhile: from the start.
-                Err(error) if is_changed(&error) && idle < IDLE_RESUMES => {
+                Err(error) if is_changed(&error) && restarts < RESTARTS => {
                     body.clear();
                     etag = None;
-                    idle += 1;
+                    restarts += 1;
                     continue;
                 }
                 other => other?,

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use secrecy::ExposeSecret;
+use seedbed::snapshot::manifest::{self, Manifest};
+use seedbed::snapshot::name;
 
 use crate::equality;
 use crate::harness::{self, Sandbox, Server, TestDatabase};
@@ -217,6 +219,49 @@ async fn a_sudden_drop_is_said_and_is_an_error_when_strict() {
     assert_eq!(list["result"].as_array().or(list.as_array()).map(Vec::len), Some(1), "{list:#}");
     let said = sandbox.run(&["snapshot", "create", "--env", "prod"]).succeeds();
     assert!(said.stderr.contains("100 rows, 5000 before"), "{}", said.stderr);
+}
+
+/// Snapshots of other databases, all younger than the newest one that is there, and made like it.
+fn others(store: &Utf8Path, count: usize) {
+    let mine = files(&store.join("snapshots")).pop().expect("there is one");
+    let manifest = Manifest::read(&std::fs::read(mine).expect("ours")).expect("it was published");
+    for number in 1..=count {
+        let later = jiff::SignedDuration::from_secs(i64::try_from(number).expect("few"));
+        let taken_at = manifest.taken_at + later;
+        let other = Manifest {
+            id: manifest::new_id(taken_at),
+            taken_at,
+            database: format!("other_{number}"),
+            ..manifest.clone()
+        };
+        let path = store.join(name::object_name(&other));
+        std::fs::write(path, other.write().expect("well-formed")).expect("ours");
+    }
+}
+
+#[tokio::test]
+async fn a_sudden_drop_is_found_behind_many_snapshots_of_other_databases_or_said_to_be_unknown() {
+    let server = harness::server();
+    let source = source(server).await;
+    let sandbox = production(&source, "");
+    let store = sandbox.project().join("store");
+    let first = create(&sandbox, &["--strict"]);
+    others(&store, 100);
+    source.run("delete from customer where id > 100").await;
+    let args = ["snapshot", "create", "--env", "prod", "--strict"];
+    let refused = sandbox.run(&args).exits(13);
+    let said = format!("far less than in the last snapshot {first}");
+    assert!(refused.stderr.contains(&said), "{}", refused.stderr);
+
+    others(&store, 600);
+    let refused = sandbox.run(&args).exits(13);
+    let said = format!(
+        "nothing to compare with: none of the newest 512 snapshots in the store is of `{}`",
+        source.name()
+    );
+    assert!(refused.stderr.contains(&format!("error: {said}")), "{}", refused.stderr);
+    let warned = sandbox.run(&args[..4]).succeeds();
+    assert!(warned.stderr.contains(&said), "{}", warned.stderr);
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
         // Text is rarely longer than the blocks it comes from: then a range is one chunk.
         let limit = range.map_or(0, Range::bytes).max(self.run.chunk_bytes) as usize;
         let capacity = if range.is_some() { limit + LONG_ROW } else { 0 };
-        // The stream ends only after the server has said how many rows it sent.
+        // The stream ends only where the server says that no row follows; a lost connection is an error.
         while let Some(row) = next_row(&mut rows, self.run.stall).await {
             let Some(row) = row else {
                 let (what, seconds) = (format!("copy `{}`", table.name), self.run.stall.as_secs());
@@ -129,16 +129,16 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
 }
 
 impl Run<'_> {
-    /// The rows of one table, or of a range of its blocks, as they come.
+    /// The rows of one table, or of a range of its blocks, as they come. Whoever asks for several at once
+    /// waits for each in its turn: those before it have to be stored first.
     pub(super) async fn open_copy(
         &self,
         session: &Session,
         snapshot: &Snapshot,
         table: &Relation,
         range: Option<Range>,
-    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, Error> {
-        let sql = copy_statement(table, range, &snapshot.encoding);
-        self.soon(format!("copy `{}`", table.name), session.copy_out(&sql)).await
+    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, pg::Error> {
+        session.copy_out(&copy_statement(table, range, &snapshot.encoding)).await
     }
 }
 

@@ -14,7 +14,7 @@ use super::super::plan::{self, Job};
 use super::super::source::{self, Snapshot};
 use super::output::Output;
 use super::storing::Unit;
-use super::{Error, Leader, Run, locked};
+use super::{Error, Leader, Run, doing, locked};
 use crate::pg::{Session, quote};
 use crate::report::{self, Step};
 
@@ -147,7 +147,8 @@ impl Run<'_> {
             Job::Rows { table, range } => {
                 let relation = &work.tables[*table];
                 let owner = Owner::Table { at: *table, from: range.map_or(0, |range| range.from) };
-                let rows = self.open_copy(session, work.snapshot, relation, *range).await?;
+                let opened = self.open_copy(session, work.snapshot, relation, *range);
+                let rows = self.soon(format!("copy `{}`", relation.name), opened).await?;
                 output.take(rows, relation, *range, owner).await?;
                 range.map_or(relation.bytes, |range| range.share(relation))
             }
@@ -157,17 +158,18 @@ impl Run<'_> {
                 let opened = |at: &usize| {
                     let at = *at;
                     let relation = &work.tables[at];
-                    async move {
-                        let rows = self.open_copy(session, work.snapshot, relation, None).await?;
-                        Ok::<_, Error>((at, rows))
-                    }
+                    async move { (at, self.open_copy(session, work.snapshot, relation, None).await) }
                 };
                 let mut copies =
                     futures_util::stream::iter(tables).map(opened).buffered(plan::SMALL_TABLES);
-                while let Some(copy) = copies.next().await {
-                    let (at, rows) = copy?;
+                loop {
+                    let next = async { Ok(copies.next().await) };
+                    let next = self.soon("copy small tables", next).await?;
+                    let Some((at, rows)) = next else { break };
+                    let relation = &work.tables[at];
+                    let rows = rows.map_err(doing(format!("copy `{}`", relation.name)))?;
                     let owner = Owner::Table { at, from: 0 };
-                    output.take(rows, &work.tables[at], None, owner).await?;
+                    output.take(rows, relation, None, owner).await?;
                 }
                 tables.iter().map(|at| work.tables[*at].bytes).sum()
             }

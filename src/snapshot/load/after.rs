@@ -1,4 +1,4 @@
-//! What comes with the rows and after them: large objects, sequences, views, settings.
+//! What comes with the rows and after them: large objects, views, settings.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -90,25 +90,6 @@ impl Run<'_> {
             }
             session.batch(&format!("{sql}commit")).await.map_err(failed)?;
         }
-        Ok(())
-    }
-
-    pub(super) async fn sequences(&self, session: &Session) -> Result<(), Error> {
-        let sequences = &self.manifest.sequences;
-        let names: Vec<String> = sequences
-            .iter()
-            .map(|sequence| quote::qualified(&sequence.schema, &sequence.name))
-            .collect();
-        let values: Vec<i64> = sequences.iter().map(|sequence| sequence.last_value).collect();
-        let called: Vec<bool> = sequences.iter().map(|sequence| sequence.is_called).collect();
-        session
-            .query_one(
-                "select count(setval(name::regclass, value, called))
-                 from unnest($1::text[], $2::int8[], $3::bool[]) as s (name, value, called)",
-                &[&names, &values, &called],
-            )
-            .await
-            .map_err(doing("set sequences"))?;
         Ok(())
     }
 

@@ -2,7 +2,9 @@
 //!
 //! `pg_restore` begins them when all rows are in, one table's worth per process; taken apart here,
 //! those of a table begin as soon as its own rows are in, while other tables are still loading. What
-//! cannot be told from a statement's first words waits for everything before it.
+//! cannot be told from a statement's first words waits for everything before it. What needs something
+//! that the archive makes after the rows is refused when its turn comes; by its entry it is then left to
+//! `pg_restore`, which knows the order.
 
 use super::super::manifest::QualifiedName;
 use crate::pg::lexer::{self, LexError, Statement, Token};
@@ -20,10 +22,12 @@ pub(super) enum Lock {
     Exclusive,
 }
 
-/// One statement, and the tables that have to be complete before it.
+/// One statement, and the tables that have to be complete before it. `entry`: the number of the archive's
+/// entry that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Job {
     pub sql: String,
+    pub entry: Option<u32>,
     pub locks: Vec<(QualifiedName, Lock)>,
     /// It calls functions, which may read any table: every row has to be in.
     pub after_all_rows: bool,
@@ -58,6 +62,7 @@ impl Job {
         let (table, _) = self.locks.first()?;
         let first = Self {
             sql: index.clone(),
+            entry: self.entry,
             locks: vec![(table.clone(), Lock::Shared)],
             after_all_rows: self.after_all_rows,
             sorts: true,
@@ -65,6 +70,7 @@ impl Job {
         };
         let second = Self {
             sql: constraint.clone(),
+            entry: self.entry,
             locks: self.locks.clone(),
             after_all_rows: self.after_all_rows,
             sorts: false,
@@ -74,15 +80,22 @@ impl Job {
     }
 }
 
+/// A statement that says nothing of what it waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct After {
+    pub sql: String,
+    pub entry: Option<u32>,
+}
+
 /// What builds indexes and constraints.
 #[derive(Debug, Default)]
 pub(super) struct Indexes {
     pub jobs: Vec<Job>,
     /// Run after all jobs on tables, in this order: attachments of indexes, settings of columns.
-    pub after: Vec<String>,
+    pub after: Vec<After>,
 }
 
-/// Takes the script apart that `pg_restore` writes for [`KINDS`].
+/// Takes the script apart that `pg_restore --verbose` writes for [`KINDS`].
 ///
 /// # Errors
 /// Text that is no SQL.
@@ -93,27 +106,44 @@ pub(super) fn parse(script: &str) -> Result<Indexes, LexError> {
         .filter(|line| !(line.starts_with("\\restrict ") || line.starts_with("\\unrestrict ")))
         .collect();
     let mut indexes = Indexes::default();
+    let mut entry = None;
     for statement in lexer::split(&script)? {
+        // What follows in the same entry (`cluster on`) has no head of its own.
+        entry = begun(&statement).or(entry);
         let words: Vec<&str> = statement.leading_words().take(2).collect();
         if matches!(words.as_slice(), ["set", ..] | ["select", ..]) {
             // Settings of the script; our sessions have them.
             continue;
         }
-        match job(&statement) {
+        match job(&statement, entry) {
             Some(job) => indexes.jobs.push(job),
-            None => indexes.after.push(sql(&statement)),
+            None => indexes.after.push(After { sql: sql(&statement), entry }),
         }
     }
     Ok(indexes)
 }
 
-fn sql(statement: &Statement<'_>) -> String {
+/// The comments before a statement, and the statement.
+fn parts<'s>(statement: &Statement<'s>) -> (&'s str, &'s str) {
     let tokens = statement.tokens();
     let comments = tokens.first().map_or(0, |first| first.offset - statement.offset);
-    statement.text[comments..].to_owned()
+    statement.text.split_at(comments)
 }
 
-fn job(statement: &Statement<'_>) -> Option<Job> {
+fn sql(statement: &Statement<'_>) -> String {
+    parts(statement).1.to_owned()
+}
+
+/// The entry that begins with this statement. Names in its comment hold no line breaks.
+fn begun(statement: &Statement<'_>) -> Option<u32> {
+    let (comments, _) = parts(statement);
+    comments.lines().rev().find_map(|line| {
+        let (number, _) = line.strip_prefix("-- TOC entry ")?.split_once(' ')?;
+        number.parse().ok()
+    })
+}
+
+fn job(statement: &Statement<'_>, entry: Option<u32>) -> Option<Job> {
     let tokens = statement.tokens();
     let word = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(word));
     if word(0, "create") && (word(1, "index") || word(1, "unique") && word(2, "index")) {
@@ -128,7 +158,7 @@ fn job(statement: &Statement<'_>) -> Option<Job> {
         // An archive always names the access method.
         let sorts = word(rest, "using") && word(rest + 1, "btree");
         let kind = Kind::Index;
-        return Some(Job { sql: sql(statement), locks, after_all_rows, sorts, kind });
+        return Some(Job { sql: sql(statement), entry, locks, after_all_rows, sorts, kind });
     }
     if !(word(0, "alter") && word(1, "table")) {
         return None;
@@ -154,7 +184,7 @@ fn job(statement: &Statement<'_>) -> Option<Job> {
         return None;
     };
     let sorts = word(add + 3, "primary") || word(add + 3, "unique");
-    Some(Job { sql: sql(statement), locks, after_all_rows, sorts, kind })
+    Some(Job { sql: sql(statement), entry, locks, after_all_rows, sorts, kind })
 }
 
 /// Whether more than names stands in what follows the table of an index: an expression, a condition,
@@ -220,10 +250,30 @@ fn table(tokens: &[Token<'_>], mut at: usize) -> Option<(QualifiedName, usize)> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Lock, QualifiedName, parse};
+    use super::{Indexes, Kind, Lock, QualifiedName, parse};
 
     fn name(schema: &str, name: &str) -> QualifiedName {
         QualifiedName { schema: schema.to_owned(), name: name.to_owned() }
+    }
+
+    fn after(indexes: &Indexes) -> Vec<&str> {
+        indexes.after.iter().map(|after| after.sql.as_str()).collect()
+    }
+
+    #[test]
+    fn each_statement_knows_the_entry_that_it_belongs_to() {
+        let script = "SET x = 1;\n\n--\n-- TOC entry 3399 (class 1259 OID 5)\n-- Dependencies: 217\n\
+            -- Name: i; Type: INDEX; Schema: s; Owner: -\n--\n\n\
+            CREATE INDEX i ON s.t USING btree (a);\n\nALTER TABLE s.t CLUSTER ON i;\n\n\n\
+            --\n-- TOC entry 12 (class 2606 OID 6)\n-- Name: t k; Type: CONSTRAINT\n--\n\n\
+            ALTER TABLE ONLY s.t\n    ADD CONSTRAINT k PRIMARY KEY (a);\n";
+        let indexes = parse(script).expect("SQL");
+        let entries: Vec<Option<u32>> = indexes.jobs.iter().map(|job| job.entry).collect();
+        assert_eq!(entries, [Some(3399), Some(12)]);
+        assert_eq!(indexes.after[0].entry, Some(3399));
+        assert_eq!(after(&indexes), ["ALTER TABLE s.t CLUSTER ON i"]);
+        let (index, constraint) = indexes.jobs[1].beside_others().expect("a plain key");
+        assert_eq!((index.entry, constraint.entry), (Some(12), Some(12)));
     }
 
     #[test]
@@ -277,7 +327,7 @@ mod tests {
             assert_eq!(jobs[0].kind, Kind::Index, "{other}");
         }
         assert_eq!(
-            indexes.after,
+            after(&indexes),
             [
                 "ALTER TABLE s.\"t;1\" CLUSTER ON \"on\"",
                 "ALTER INDEX s.i ATTACH PARTITION s.j",
@@ -292,7 +342,7 @@ mod tests {
             CREATE INDEX add ON public.add USING btree (a);\n\
             ALTER TABLE ONLY public.t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES public.add(id);";
         let indexes = parse(script).expect("SQL");
-        assert_eq!(indexes.after, [""; 0]);
+        assert_eq!(after(&indexes), [""; 0]);
         let tables: Vec<&QualifiedName> = indexes.jobs.iter().map(|job| &job.locks[0].0).collect();
         assert_eq!(tables, [&name("public", "add"), &name("public", "add"), &name("public", "t")]);
         assert_eq!(indexes.jobs[2].locks[1].0, name("public", "add"));

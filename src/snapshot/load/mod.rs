@@ -16,6 +16,7 @@ mod indexes;
 mod roles;
 mod rows;
 mod schedule;
+mod sequences;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,10 +38,12 @@ use crate::store::{self, Store, cache::Cache};
 pub(super) use compression::{lacks_lz4, without_lz4};
 pub use error::Error;
 pub(crate) use rows::is_left_out;
+pub(super) use sequences::present_sequences;
 
 use error::doing;
-use indexes::{Indexes, Job};
+use indexes::{After, Indexes, Job};
 use roles::Loader;
+use rows::{Built, Unbuilt};
 
 /// More streams than this gain nothing on the machines measured and cost memory.
 const MAX_JOBS: usize = 4;
@@ -102,8 +105,8 @@ pub async fn load(
     if result.is_err() {
         run.stop_statements().await;
     }
-    let mut loaded = result?;
     run.source.trim_cache(&ctx.report).await;
+    let mut loaded = result?;
     loaded.downloaded_bytes = run.source.downloaded.load(Ordering::Relaxed);
     loaded.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(loaded)
@@ -193,25 +196,34 @@ impl Run<'_> {
         step.done("");
 
         let indexes = self.indexes(&restore, &list).await?;
-        let list = match &indexes {
-            Some(_) => list.of_kinds(&indexes::KINDS, false),
-            None => list,
-        };
+        let taken: &[&str] = if indexes.is_some() { &indexes::KINDS } else { &[] };
         let Indexes { jobs, after } = indexes.unwrap_or_default();
         let (early, late) = self.split(jobs);
         let computed = self.computed(&session).await?;
-        let (refused, ()) = tokio::try_join!(
+        let (unbuilt, ()) = tokio::try_join!(
             self.rows(&loader, early, &computed, &mut loaded),
             self.large_objects(&session)
         )?;
+        let Unbuilt { refused, mut postponed } = unbuilt;
         self.judge(Section::PostData, refused, &mut loaded)?;
         self.sequences(&session).await?;
 
         let step = report.step("attach indexes, make triggers and policies");
         let mut refused = Vec::new();
-        for sql in after.into_iter().chain(late.into_iter().map(|job| job.sql)) {
-            refused.extend(rows::build(&session, sql).await?);
+        let late = late.into_iter().map(|Job { sql, entry, .. }| After { sql, entry });
+        for After { sql, entry } in after.into_iter().chain(late) {
+            if entry.is_some_and(|entry| postponed.contains(&entry)) {
+                continue;
+            }
+            match rows::build(&session, sql, entry).await? {
+                Built::Well => {}
+                Built::Refused(refusal) => refused.push(refusal),
+                Built::TooEarly(entry) => {
+                    postponed.insert(entry);
+                }
+            }
         }
+        let list = list.without_kinds(taken, &postponed);
         refused.extend(restore.run(Section::PostData, &list, self.jobs()).await?);
         self.judge(Section::PostData, refused, &mut loaded)?;
         step.done("");
@@ -243,7 +255,7 @@ impl Run<'_> {
         if !matches!(self.manifest.server.encoding.as_str(), "UTF8") {
             return Ok(None);
         }
-        let script = restore.script(&list.of_kinds(&indexes::KINDS, true)).await?;
+        let script = restore.script(&list.of_kinds(&indexes::KINDS)).await?;
         let Ok(script) = std::str::from_utf8(&script) else { return Ok(None) };
         Ok(indexes::parse(script).ok())
     }

@@ -243,6 +243,7 @@ mod tests {
         let locks = vec![(name(of), Lock::Shared)];
         Job {
             sql: "index".to_owned(),
+            entry: None,
             locks,
             after_all_rows: false,
             sorts: false,
@@ -254,6 +255,7 @@ mod tests {
         let locks = vec![(name(of), Lock::Exclusive)];
         Job {
             sql: "key".to_owned(),
+            entry: None,
             locks,
             after_all_rows: of % 2 == 1,
             sorts: false,
@@ -267,7 +269,8 @@ mod tests {
             locks.push((name(to), Lock::Exclusive));
         }
         let kind = Kind::ForeignKey { columns: Vec::new() };
-        Job { sql: "foreign".to_owned(), locks, after_all_rows: false, sorts: false, kind }
+        let sql = "foreign".to_owned();
+        Job { sql, entry: None, locks, after_all_rows: false, sorts: false, kind }
     }
 
     #[test]

@@ -15,18 +15,34 @@ fn first(
     wanted: impl Fn(&Seen) -> bool + Send + Sync + 'static,
     fault: impl Fn() -> Fault + Send + Sync + 'static,
 ) -> FaultProxy {
-    let hit = AtomicUsize::new(0);
-    FaultProxy::start(&case.s3.endpoint(), move |seen| {
-        if wanted(seen) && hit.fetch_add(1, Ordering::SeqCst) < times {
+    first_counted(case, times, wanted, fault).0
+}
+
+/// The same, and how many calls were `wanted`.
+fn first_counted(
+    case: &Case,
+    times: usize,
+    wanted: impl Fn(&Seen) -> bool + Send + Sync + 'static,
+    fault: impl Fn() -> Fault + Send + Sync + 'static,
+) -> (FaultProxy, Arc<AtomicUsize>) {
+    let hit = Arc::new(AtomicUsize::new(0));
+    let counted = hit.clone();
+    let proxy = FaultProxy::start(&case.s3.endpoint(), move |seen| {
+        if wanted(seen) && counted.fetch_add(1, Ordering::SeqCst) < times {
             fault()
         } else {
             Fault::Pass
         }
-    })
+    });
+    (proxy, hit)
 }
 
 fn is_chunk_download(seen: &Seen) -> bool {
     seen.method == "GET" && seen.path.contains("/chunks/")
+}
+
+fn is_listing(seen: &Seen) -> bool {
+    seen.method == "GET" && seen.path.contains("list-type=2")
 }
 
 const UP: &[&str] = &["up", "--fresh", "--seed", "latest"];
@@ -91,15 +107,20 @@ async fn f14_a_source_that_stays_silent_is_given_up_with_its_reason() {
 async fn f14_a_store_that_falls_silent_is_asked_again() {
     let case = Case::new().await;
     // Before the answer, of each kind of call; in the middle of a body.
-    for wanted in [is_chunk_upload, is_manifest_upload, |seen: &Seen| seen.method == "HEAD"] {
-        let proxy = first(&case, 1, wanted, || Fault::Stall);
+    for wanted in [is_chunk_upload, is_manifest_upload, is_listing] {
+        let (proxy, hit) = first_counted(&case, 1, wanted, || Fault::Stall);
         case.source.run("update note set text = text || '.'").await;
         case.source_changed().await;
         let run = case.create(Some(&proxy.endpoint()));
+        assert!(hit.load(Ordering::SeqCst) > 0, "{:?}", proxy.seen());
         case.holds(&run, Ended::Reached).await;
     }
-    let proxy = first(&case, 1, is_chunk_download, || Fault::StallAnswer { after: 20_000 });
+    let proxy = first(&case, 1, is_chunk_download, || Fault::StallAnswer { after: 500 });
     let run = case.dev(UP, Some(&proxy.endpoint()));
+    let seen = proxy.seen();
+    let stalled = seen.iter().find(|call| call.contains("/chunks/") && call.starts_with("GET "));
+    let asked = seen.iter().filter(|call| Some(*call) == stalled).count();
+    assert_eq!(asked, 2, "the rest of it is asked for: {seen:?}");
     case.holds(&run, Ended::Reached).await;
     case.restores().await;
 }
@@ -365,15 +386,17 @@ async fn f23_a_store_without_tags_conditions_or_checksums_holds_the_same_snapsho
     const NOT_IMPLEMENTED: &str = "<Error><Code>NotImplemented</Code></Error>";
     const NO_CHECKSUM: &str = "<Error><Code>NotImplemented</Code><Message>Header \
         'x-amz-checksum-sha256' with value '' not implemented</Message></Error>";
-    for (header, body) in [
-        ("x-amz-tagging", NOT_IMPLEMENTED),
-        ("if-none-match", NOT_IMPLEMENTED),
-        ("x-amz-checksum-sha256", NO_CHECKSUM),
+    const LOUD: &[&str] = &["snapshot", "create", "--env", "prod", "-v"];
+    for (header, body, words) in [
+        ("x-amz-tagging", NOT_IMPLEMENTED, "gets no tags: "),
+        ("if-none-match", NOT_IMPLEMENTED, " knows no If-None-Match"),
+        ("x-amz-checksum-sha256", NO_CHECKSUM, " takes no checksums: "),
     ] {
         case.source.run("update note set text = text || ','").await;
         case.source_changed().await;
         let proxy = FaultProxy::start(&case.s3.endpoint(), poor(header, body));
-        let run = case.create(Some(&proxy.endpoint()));
+        let run = case.finish(case.start(&case.prod, LOUD, Some(&proxy.endpoint())), LOUD);
+        assert!(run.stderr.contains(words), "{header}: {}", run.stderr);
         case.holds(&run, Ended::Reached).await;
         case.restores().await;
         let doctor = case.finish(

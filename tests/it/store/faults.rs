@@ -54,6 +54,57 @@ async fn f19_a_body_that_breaks_off_is_resumed_where_it_broke() {
     assert!(range == bytes.slice(20_000..90_000));
 }
 
+/// A gateway that cuts every body at the same byte, however often it is asked. `resumed`: what it answers
+/// to whoever asks for the rest; `None` is all of it again.
+async fn cutting_gateway(resumed: Option<&'static str>) -> (Store, Arc<AtomicUsize>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const WHOLE: &str =
+        "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: \"a\"\r\n\r\nonly so much";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has ports");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                // A client that hangs up has asked nothing.
+                let Ok(byte) = socket.read_u8().await else { break };
+                request.push(byte);
+            }
+            counted.fetch_add(1, Ordering::Relaxed);
+            let request = String::from_utf8_lossy(&request).to_lowercase();
+            let rest = request.contains("\r\nif-match:");
+            let answer = resumed.filter(|_| rest).unwrap_or(WHOLE);
+            // The end of the line is the fault.
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+    let server = harness::s3();
+    let endpoint = Some(format!("http://{address}"));
+    let config = S3Config { endpoint, ..server.config("snapshots", "team") };
+    (open_s3(config).await, asked)
+}
+
+#[tokio::test]
+async fn f19_a_gateway_that_cuts_every_body_and_knows_no_ranges_is_given_up() {
+    const CHANGED: &str = "HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n";
+    for resumed in [None, Some(CHANGED)] {
+        let (store, asked) = cutting_gateway(resumed).await;
+        // It would be asked for ever.
+        let patience = std::time::Duration::from_secs(30);
+        let got = tokio::time::timeout(patience, store.get("chunks/aa/aa", 100_000)).await;
+        let error = got.expect("it is given up").expect_err("there is no whole body");
+        assert_eq!(error.exit() as u8, 9, "{error}");
+        assert!(error.to_string().contains("12 bytes"), "{error}");
+        assert!(asked.load(Ordering::Relaxed) < 20, "{asked:?}");
+        let range = store.get_range("chunks/aa/aa", 10, 100);
+        let got = tokio::time::timeout(patience, range).await;
+        got.expect("it is given up").expect_err("there is no whole body");
+    }
+}
+
 #[tokio::test]
 async fn f18_a_put_whose_answer_was_lost_is_known_by_its_bytes() {
     let server = harness::s3();
