@@ -522,12 +522,16 @@ impl Site {
         }
     }
 
-    /// Goes on with a server whose data was replaced: the old session has ended with the old data.
+    /// Goes on with a server whose data was to be replaced or frozen. The old session has ended with the
+    /// old data, or is ended: a server that was not stopped after all would know its locks still.
     pub(crate) async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
         let session = connect::session(&server.admin).await?;
-        lock::database(&session, &ctx.config.database.name).await?;
+        let old = std::mem::replace(&mut self.session, session);
+        // Told before it goes: a backend lets go of its locks a moment after its session was closed.
+        let _ = old.batch("select pg_advisory_unlock_all()").await;
+        old.close().await;
+        lock::database(&self.session, &ctx.config.database.name).await?;
         self.server = server;
-        self.session = session;
         make_roles(ctx, self).await
     }
 }
