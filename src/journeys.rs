@@ -294,12 +294,20 @@ pub async fn why(ctx: &Context) -> Result<find::Why, Error> {
     find::why(ctx, &store, &find::checkout(ctx, &scripts), &facts).await
 }
 
-/// Stops the server of this project.
+/// Stops the server of this project. With its data go scratch servers that runs which were killed have
+/// left.
 ///
 /// # Errors
 /// What the engine said.
 pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
     let _lock = lock::project(&ctx.state_dir(), "down")?;
+    if volumes == engine::Volumes::Remove {
+        match crate::scratch_server::sweep(ctx).await {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => ctx.report.warn(format!("a scratch server stays: {error}")),
+            Ok(()) => {}
+        }
+    }
     match engine::chosen_before(ctx).await? {
         Some(engine) => Ok(engine.stop(ctx, volumes).await?),
         None => Ok(engine::Stopped::default()),
