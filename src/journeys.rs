@@ -294,12 +294,20 @@ pub async fn why(ctx: &Context) -> Result<find::Why, Error> {
     find::why(ctx, &store, &find::checkout(ctx, &scripts), &facts).await
 }
 
-/// Stops the server of this project.
+/// Stops the server of this project. With its data go scratch servers that runs which were killed have
+/// left.
 ///
 /// # Errors
 /// What the engine said.
 pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
     let _lock = lock::project(&ctx.state_dir(), "down")?;
+    if volumes == engine::Volumes::Remove {
+        match crate::scratch_server::sweep(ctx).await {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => ctx.report.warn(format!("a scratch server stays: {error}")),
+            Ok(()) => {}
+        }
+    }
     match engine::chosen_before(ctx).await? {
         Some(engine) => Ok(engine.stop(ctx, volumes).await?),
         None => Ok(engine::Stopped::default()),
@@ -535,12 +543,16 @@ impl Site {
         }
     }
 
-    /// Goes on with a server whose data was replaced: the old session has ended with the old data.
+    /// Goes on with a server whose data was to be replaced or frozen. The old session has ended with the
+    /// old data, or is ended: a server that was not stopped after all would know its locks still.
     pub(crate) async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
         let session = connect::session(&server.admin).await?;
-        lock::database(&session, &ctx.config.database.name).await?;
+        let old = std::mem::replace(&mut self.session, session);
+        // Told before it goes: a backend lets go of its locks a moment after its session was closed.
+        let _ = old.batch("select pg_advisory_unlock_all()").await;
+        old.close().await;
+        lock::database(&self.session, &ctx.config.database.name).await?;
         self.server = server;
-        self.session = session;
         make_roles(ctx, self).await
     }
 }

@@ -40,10 +40,13 @@ impl Error {
     }
 }
 
+/// The folders of all purposes.
+const FOLDERS: [&str; 3] = ["check", "image", "prove"];
+
 /// What a server is wanted for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Purpose {
-    /// Its project folder inside of `.seedbed/`; one run at a time works there.
+    /// Its project folder inside of `.seedbed/`, one of [`FOLDERS`]; one run at a time works there.
     pub folder: &'static str,
     /// The command, as a second run is told it.
     pub verb: &'static str,
@@ -82,6 +85,31 @@ pub(crate) async fn with<T>(
     let done = done?;
     stopped?;
     Ok(done)
+}
+
+/// Removes the servers of runs that were killed. One that a run works with stays.
+///
+/// # Errors
+/// What the engine said.
+pub(crate) async fn sweep(ctx: &Context) -> Result<(), crate::error::Error> {
+    for folder in FOLDERS {
+        // What its state says decides how it is reached.
+        let ctx = &surroundings(ctx, Purpose { folder, verb: "down", major: 0 });
+        if !ctx.state_dir().is_dir() {
+            continue;
+        }
+        let _lock = match lock::project(&ctx.state_dir(), "down") {
+            Ok(lock) => lock,
+            Err(lock::Error::Project { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(engine) = engine::chosen_before(ctx).await? else { continue };
+        let stopped = engine.stop(ctx, Volumes::Remove).await?;
+        if let Some(server) = stopped.server {
+            ctx.report.note(format!("{server}, left over from a run that was cut off, is gone"));
+        }
+    }
+    Ok(())
 }
 
 fn surroundings(ctx: &Context, purpose: Purpose) -> Context {

@@ -116,15 +116,52 @@ pub async fn freeze(
     owner: &str,
     applied: Vec<Applied>,
 ) -> Result<(), Error> {
-    let session = scratch.session();
-    let final_name = scratch.final_name();
-    let old = of_database(session, final_name).await?;
+    let (session, from) = (scratch.session(), scratch.name());
+    let ended = database::end_sessions(session, from).await;
+    ended.map_err(|error| Error::Sql { what: "freeze", database: from.to_owned(), error })?;
+    freeze_copy(ctx, server, session, from, scratch.marker(), owner, applied).await
+}
+
+/// The same of a live database, whose marker this is, where it has come with its server's data. Nobody is
+/// let in meanwhile; a run that is cut off here leaves that to the next one ([`database::recover`]).
+///
+/// # Errors
+/// What the server said; the database is as it was.
+pub(crate) async fn freeze_live(
+    ctx: &Context,
+    server: &Server,
+    session: &Session,
+    marker: &Marker,
+    owner: &str,
+    applied: Vec<Applied>,
+) -> Result<(), Error> {
+    let name = &marker.database;
+    let fail = |error| Error::Sql { what: "freeze", database: name.clone(), error };
+    let freezing = async {
+        database::block_and_end(session, name).await.map_err(fail)?;
+        freeze_copy(ctx, server, session, name, marker, owner, applied).await
+    };
+    let frozen = freezing.await;
+    let opened = database::allow_connections(session, name, "true").await.map_err(fail);
+    frozen?;
+    opened
+}
+
+/// Freezes a copy of the database `from`, in which nobody is.
+async fn freeze_copy(
+    ctx: &Context,
+    server: &Server,
+    session: &Session,
+    from: &str,
+    marker: &Marker,
+    owner: &str,
+    applied: Vec<Applied>,
+) -> Result<(), Error> {
+    let old = of_database(session, &marker.database).await?;
     let step = ctx.report.step("freeze as template");
-    let name = database::unique_name(final_name, "template");
-    let fail = |error| Error::Sql { what: "freeze as", database: name.clone(), error };
-    database::end_sessions(session, scratch.name()).await.map_err(fail)?;
-    database::copy(ctx, session, server, &name, scratch.name(), owner).await?;
-    close(ctx, session, &name, scratch.marker(), applied, old).await?;
+    let name = database::unique_name(&marker.database, "template");
+    database::copy(ctx, session, server, &name, from, owner).await?;
+    close(ctx, session, &name, marker, applied, old).await?;
     step.done("");
     Ok(())
 }

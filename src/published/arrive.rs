@@ -1,8 +1,9 @@
 //! An image taken from the store: the server's data replaced by it.
 //!
-//! One that is exactly this checkout's becomes an image of this machine and is served as such. Where there
-//! is no database yet, one of an earlier checkout will do as well: its database becomes a scratch one,
-//! which is migrated before anybody sees it. Whatever is in the way is said, and the rows are loaded.
+//! One that is exactly this checkout's becomes an image of this machine and is served as such; where
+//! copies cannot share blocks it becomes the data itself, and a template of it is frozen. Where there is no
+//! database yet, one of an earlier checkout will do as well: its database becomes a scratch one, which is
+//! migrated before anybody sees it. Whatever is in the way is said, and the rows are loaded.
 
 use super::document::{self, Image, PREFIX};
 use super::platform::{self, Platform};
@@ -11,7 +12,7 @@ use super::{Error, estimate};
 use crate::ancestor;
 use crate::config::Published;
 use crate::context::Context;
-use crate::database::{self, Scratch};
+use crate::database::{self, Marker, Scratch};
 use crate::engine::{self, ServerKind};
 use crate::error;
 use crate::image;
@@ -19,9 +20,10 @@ use crate::journeys::{self, Built, Ready, Site, Source, Wish};
 use crate::pg::names::DatabaseName;
 use crate::pg::{self, Session, quote};
 use crate::report::format;
+use crate::snapshot::chunk;
 use crate::snapshot::manifest::Manifest;
 use crate::store::{Store, cache::Cache};
-use crate::users;
+use crate::{template, users};
 
 /// What became of it.
 pub(crate) enum Arrival {
@@ -60,13 +62,20 @@ pub(crate) async fn arrive(
         }
     };
     let Some((found, fit)) = found else { return Ok(Arrival::None) };
-    if let Some(why) = in_the_way(ctx, site, store, manifest, &found).await? {
-        ctx.report.note(format!("loading rows, not the published image {}: {why}", found.id));
-        return Ok(Arrival::None);
-    }
+    let place = match way(ctx, site, store, manifest, &found).await? {
+        Way::Open(place) => place,
+        Way::Closed(why) => {
+            ctx.report.note(format!("loading rows, not the published image {}: {why}", found.id));
+            return Ok(Arrival::None);
+        }
+    };
     let name = match fit {
         Fit::Exact => journeys::fingerprint(ctx, site, source, wish)?,
-        Fit::Nearest => format!("published-{}", found.id),
+        // Environments share a pool, and each removes its own.
+        Fit::Nearest => {
+            let environment = chunk::short_hash(ctx.state_dir().as_str().as_bytes());
+            format!("published-{}-{environment}", found.id)
+        }
     };
     let facts = image::Facts::of_published(ctx, site.server.version_num, &found, &name, manifest);
     let pieces = Pieces::new(ctx, store, &found);
@@ -86,7 +95,7 @@ pub(crate) async fn arrive(
         }
     }
     match fit {
-        Fit::Exact => serve(ctx, site, source, wish, &found, &name).await,
+        Fit::Exact => serve(ctx, site, source, wish, (&found, place), &name).await,
         Fit::Nearest => migrate(ctx, site, source, wish, &found, &name).await,
     }
 }
@@ -97,6 +106,22 @@ enum Fit {
     Exact,
     /// The rest of the scripts has to run.
     Nearest,
+}
+
+/// What becomes of what was fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// An image, whose clones share its blocks.
+    Shelf,
+    /// The data itself: there is no image any more.
+    Data,
+}
+
+/// Whether an image is taken.
+enum Way {
+    Open(Place),
+    /// Why the rows are loaded although it fits.
+    Closed(String),
 }
 
 /// The newest exact one, else the nearest; says why there is none although images are there.
@@ -192,7 +217,11 @@ async fn lacking_locale(session: &Session, image: &Image) -> Result<Option<Strin
     Ok(None)
 }
 
-async fn read(store: &Store, name: &str) -> Result<Image, error::Error> {
+/// The document of this name.
+///
+/// # Errors
+/// [`Error::Document`], or what the store said.
+pub(super) async fn read(store: &Store, name: &str) -> Result<Image, error::Error> {
     let bytes = store.get(name, document::MAX_BYTES).await?;
     let image =
         Image::read(&bytes).map_err(|error| Error::Document { object: name.to_owned(), error })?;
@@ -205,37 +234,37 @@ async fn read(store: &Store, name: &str) -> Result<Image, error::Error> {
     Ok(image)
 }
 
-/// Why the rows are loaded although the image fits.
-async fn in_the_way(
+/// Whether an image that fits can be taken, and is faster than the rows.
+async fn way(
     ctx: &Context,
     site: &Site,
     store: &Store,
     manifest: &Manifest,
     found: &Image,
-) -> Result<Option<String>, error::Error> {
+) -> Result<Way, error::Error> {
     let name = &ctx.config.database.name;
     let shared = image::shared_with(&site.session, name, Some(&found.roles), "").await?;
     if let Some(other) = shared {
-        return Ok(Some(format!("it would replace {other} as well")));
+        return Ok(Way::Closed(format!("it would replace {other} as well")));
     }
-    match site.engine.can_freeze(ctx).await {
-        Ok(()) => {}
+    let place = match site.engine.can_freeze(ctx).await {
+        Ok(()) => Place::Shelf,
         Err(engine::Error::Interrupted) => return Err(error::Error::Interrupted),
-        // Natively it becomes the data itself.
-        Err(engine::Error::NoPool { .. }) if site.server.kind != ServerKind::Docker => {}
-        Err(error) => return Ok(Some(error.to_string())),
-    }
+        Err(engine::Error::NoPool { .. }) if site.server.kind != ServerKind::Docker => Place::Data,
+        Err(error) => return Ok(Way::Closed(error.to_string())),
+    };
     if ctx.config.images.published == Published::Always {
-        return Ok(None);
+        return Ok(Way::Open(place));
     }
     if manifest.plain_bytes() < ctx.config.images.min_size {
-        return Ok(Some("they come faster from here: there are few of them".to_owned()));
+        let why = "they come faster from here: there are few of them";
+        return Ok(Way::Closed(why.to_owned()));
     }
     let pieces = Pieces::new(ctx, store, found);
     let speed = match ctx.until_cancelled(pieces.speed()).await {
         Ok(speed) => speed,
         Err(error::Error::Interrupted) => return Err(error::Error::Interrupted),
-        Err(error) => return Ok(Some(error.to_string())),
+        Err(error) => return Ok(Way::Closed(error.to_string())),
     };
     let cache = Cache::open(ctx);
     let mut objects: Vec<(&str, u64)> =
@@ -247,9 +276,9 @@ async fn in_the_way(
         plain: manifest.plain_bytes(),
     };
     if estimate::image_is_faster(image, rows, speed) {
-        return Ok(None);
+        return Ok(Way::Open(place));
     }
-    Ok(Some(format!(
+    Ok(Way::Closed(format!(
         "they come faster from here: {} to fetch instead of {}",
         format::bytes(rows.missing),
         format::bytes(image.missing)
@@ -262,7 +291,7 @@ async fn serve(
     site: &mut Site,
     source: &Source,
     wish: &Wish,
-    found: &Image,
+    (found, place): (&Image, Place),
     name: &str,
 ) -> Result<Arrival, error::Error> {
     if !replace(ctx, site, wish, found, name).await? {
@@ -272,25 +301,58 @@ async fn serve(
     let ctx = &ctx.uninterrupted();
     let database = ctx.config.database.name.clone();
     let live = database::find(&site.session, &database).await?;
-    if let Some(marker) = live.and_then(|live| live.marker) {
-        let base = journeys::base(ctx, site, source, wish)?;
-        let marker = database::Marker {
-            fingerprint: Some(name.to_owned()),
-            base,
-            ..marker.cloned(marker.kind, database::MadeBy::Image)
-        };
-        database::set_marker(&site.session, &database, &marker).await?;
-    }
+    let marker = match live.and_then(|live| live.marker) {
+        Some(marker) => {
+            let base = journeys::base(ctx, site, source, wish)?;
+            let marker = Marker {
+                fingerprint: Some(name.to_owned()),
+                base,
+                ..marker.cloned(marker.kind, database::MadeBy::Image)
+            };
+            database::set_marker(&site.session, &database, &marker).await?;
+            Some(marker)
+        }
+        None => None,
+    };
     // What a file's block does beside what its text says, as on each `up`.
     let names = DatabaseName::live(&database);
     users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+    match (place, marker) {
+        (Place::Shelf, _) => sweep(ctx, site).await,
+        (Place::Data, Some(marker)) => freeze(ctx, site, found, &marker).await,
+        (Place::Data, None) => {}
+    }
     let origin = match source {
         Source::Snapshot { manifest, .. } => Some(journeys::origin_of(manifest)),
         Source::Files(_) | Source::Nothing => None,
     };
     let ready = journeys::ready(ctx, site, Vec::new(), found.schema_version.clone(), origin);
     Ok(Arrival::Live(Box::new(ready)))
+}
+
+/// Removes images of this machine that are old or too much by now.
+async fn sweep(ctx: &Context, site: &Site) {
+    match image::prune(ctx, &site.engine, false).await {
+        Ok(pruned) => {
+            for gone in pruned.removed {
+                ctx.report.detail(format!("removed the image {}", gone.name));
+            }
+        }
+        Err(error) => ctx.report.warn(format!("old images stay: {error}")),
+    }
+}
+
+/// Freezes what is live as a template. It is whole already, so that what goes wrong here costs only the
+/// next reset its time.
+async fn freeze(ctx: &Context, site: &Site, found: &Image, marker: &Marker) {
+    // Of no use where nobody could go on from it.
+    let applied = if marker.base.is_some() { found.applied.clone() } else { Vec::new() };
+    let frozen =
+        template::freeze_live(ctx, &site.server, &site.session, marker, site.owner(ctx), applied);
+    if let Err(error) = frozen.await {
+        ctx.report.warn(format!("the next reset takes the published image once more: {error}"));
+    }
 }
 
 /// Serves it, takes its database out of sight and migrates it.

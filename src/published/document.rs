@@ -84,20 +84,8 @@ impl Image {
     /// # Errors
     /// [`ManifestError`]; never a panic, whatever the bytes are.
     pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Probe {
-            format: u64,
-        }
-        let size = bytes.len() as u64;
-        if size > MAX_BYTES {
-            return Err(ManifestError::TooLarge { bytes: size });
-        }
-        let syntax = |error: serde_json::Error| ManifestError::Syntax { reason: error.to_string() };
-        let probe: Probe = serde_json::from_slice(bytes).map_err(syntax)?;
-        if probe.format == 0 || probe.format > u64::from(FORMAT) {
-            return Err(ManifestError::Format { format: probe.format });
-        }
-        let image: Self = serde_json::from_slice(&manifest::unsealed(bytes)?).map_err(syntax)?;
+        manifest::format_of(bytes, FORMAT)?;
+        let image: Self = manifest::parsed(&manifest::unsealed(bytes)?)?;
         image.check()?;
         Ok(image)
     }
@@ -112,10 +100,7 @@ impl Image {
             .map_err(|error| ManifestError::Syntax { reason: error.to_string() })?;
         manifest::seal(&mut bytes);
         bytes.push(b'\n');
-        let size = bytes.len() as u64;
-        if size > MAX_BYTES {
-            return Err(ManifestError::TooLarge { bytes: size });
-        }
+        manifest::check_size(&bytes)?;
         Ok(bytes)
     }
 

@@ -13,11 +13,25 @@ pub(super) const PROBED: usize = 2;
 const UNPACKED: f64 = 400e6;
 const LOADED: f64 = 90e6;
 
+/// What an image costs whatever its size: a stop, a start, a new password, the first connection to its data
+/// (measured).
+const TAKEN: f64 = 3.0;
+
+/// A store from which less than [`PROBED`] pieces have come by then is slow, however slow it is.
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(3);
+
 /// How long some bytes took to come.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Speed {
     pub bytes: u64,
     pub took: Duration,
+}
+
+impl Speed {
+    /// The most that it can be where these bytes did not come within [`PROBE_LIMIT`].
+    pub(super) fn below(bytes: u64) -> Self {
+        Self { bytes, took: PROBE_LIMIT }
+    }
 }
 
 /// Bytes of one way.
@@ -37,14 +51,14 @@ pub(super) fn image_is_faster(image: Work, rows: Work, speed: Option<Speed>) -> 
     // Fetching goes on beside the work.
     let seconds =
         |work: Work, done: f64| (work.missing as f64 / rate).max(work.plain as f64 / done);
-    seconds(image, UNPACKED) <= seconds(rows, LOADED)
+    TAKEN + seconds(image, UNPACKED) <= seconds(rows, LOADED)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Speed, Work, image_is_faster};
+    use super::{PROBE_LIMIT, Speed, Work, image_is_faster};
 
     #[test]
     fn rows_win_over_a_slow_line_and_with_a_full_cache() {
@@ -57,5 +71,23 @@ mod tests {
         let cached = Work { missing: 20_000_000, ..rows };
         assert!(!image_is_faster(image, cached, line(10_000_000)));
         assert!(image_is_faster(Work { missing: 0, ..image }, cached, line(10_000_000)));
+    }
+
+    #[test]
+    fn what_an_image_costs_whatever_its_size_is_more_than_few_rows_do() {
+        let of = |plain| Work { missing: 0, plain };
+        assert!(!image_is_faster(of(80_000_000), of(250_000_000), None));
+        assert!(image_is_faster(of(80_000_000), of(300_000_000), None));
+    }
+
+    #[test]
+    fn a_store_that_is_slower_than_the_probe_waits_is_taken_for_as_fast_as_it_can_be() {
+        let speed = Speed::below(6_000_000);
+        assert_eq!((speed.bytes, speed.took), (6_000_000, PROBE_LIMIT));
+        let rows = |missing| Work { missing, plain: 300_000_000 };
+        let image = Work { missing: 60_000_000, plain: 300_000_000 };
+        // Thirty seconds at the least, and three for taking it.
+        assert!(!image_is_faster(image, rows(65_000_000), Some(speed)));
+        assert!(image_is_faster(image, rows(67_000_000), Some(speed)));
     }
 }

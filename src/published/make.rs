@@ -1,15 +1,17 @@
 //! An image made and published: build on a scratch server, scrub, store the data directory.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::document::{FORMAT, Image};
+use super::document::{self, FORMAT, Image};
 use super::pack::{self, Packed};
 use super::platform::Platform;
 use super::{Error, scrub};
 use crate::config::EngineKind;
 use crate::context::Context;
-use crate::database;
+use crate::database::{self, Locale, Provider};
 use crate::engine::Keep;
 use crate::error;
 use crate::guard;
@@ -22,6 +24,7 @@ use crate::snapshot;
 use crate::snapshot::choose::Facts;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::{self, Manifest};
+use crate::snapshot::name::Name;
 use crate::store::{Put, Store};
 use crate::{ancestor, connect};
 
@@ -84,6 +87,7 @@ pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error>
         build_and_store(ctx, &store, site, manifest).await
     });
     let image = image.await?;
+    ctx.until_cancelled(still_there(&store, &image)).await?;
     let object = image.object();
     let document = image.write().map_err(|error| Error::Document { object: object.clone(), error });
     let put = ctx.until_cancelled(store.put_new(&object, document?.into(), &[])).await?;
@@ -110,23 +114,25 @@ pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error>
 async fn locales(
     session: &Session,
     name: &str,
-    wanted: Option<&str>,
+    wanted: &Locale,
 ) -> Result<Vec<(String, String)>, error::Error> {
-    let sql = "select datname::text, datcollate::text, datctype::text from pg_database";
+    // Providers came with PostgreSQL 15, and 17 has renamed the column of their locale.
+    let sql = "select datname::text, datcollate::text, datctype::text,
+                      coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
+                      coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale')
+               from pg_database d";
     let rows = session.query(sql, &[]).await.map_err(looked)?;
     let mut locales = Vec::new();
     for row in rows {
-        let (database, collate, ctype): (String, String, String) =
-            (row.get(0), row.get(1), row.get(2));
-        if database == name
-            && let Some(wanted) = wanted
-            && same(wanted) != same(&collate)
-        {
-            let what = format!("this server has no locale `{wanted}`");
-            return Err(Error::Unlike { what }.into());
+        let (database, found): (String, (String, String)) = (row.get(0), (row.get(1), row.get(2)));
+        if database == name {
+            let provider: (String, Option<String>) = (row.get(3), row.get(4));
+            if let Some(locale) = unlike(wanted, &found, (&provider.0, provider.1.as_deref())) {
+                let what = format!("this server has no locale `{locale}`");
+                return Err(Error::Unlike { what }.into());
+            }
         }
         let plain = |locale: &str| matches!(locale, "C" | "POSIX");
-        let found = (collate, ctype);
         if !locales.contains(&found) && [&found.0, &found.1].iter().any(|locale| !plain(locale)) {
             locales.push(found);
         }
@@ -134,9 +140,32 @@ async fn locales(
     Ok(locales)
 }
 
-/// `en_US.UTF-8` and `en_US.utf8` are one.
+/// What of the wanted locale a database does not have: its `lc_collate` and `lc_ctype`, its provider's
+/// letter in the catalog and that one's locale.
+fn unlike(
+    wanted: &Locale,
+    (collate, ctype): &(String, String),
+    (provider, locale): (&str, Option<&str>),
+) -> Option<String> {
+    for (wanted, found) in [(&wanted.collate, collate), (&wanted.ctype, ctype)] {
+        if let Some(wanted) = wanted
+            && same(wanted) != same(found)
+        {
+            return Some(wanted.clone());
+        }
+    }
+    let (letter, name, wanted) = match &wanted.provider {
+        None => return (provider != "c").then(|| wanted.collate.clone().unwrap_or_default()),
+        Some(Provider::Icu { locale, .. }) => ("i", "icu", locale),
+        Some(Provider::Builtin { locale }) => ("b", "builtin", locale),
+    };
+    let is_same = provider == letter && locale.map(same) == Some(same(wanted));
+    (!is_same).then(|| format!("{wanted} ({name})"))
+}
+
+/// `en_US.UTF-8` and `en_US.utf8` are one, and so are ICU's `en_US` and `en-US`.
 fn same(locale: &str) -> String {
-    locale.to_ascii_lowercase().replace('-', "")
+    locale.to_ascii_lowercase().replace(['-', '_'], "")
 }
 
 /// Refuses what the scrubbing would take away for good, and what it does not know.
@@ -152,18 +181,57 @@ async fn refuse_secrets(ctx: &Context, site: &Site, name: &str) -> Result<(), er
         return Err(Error::Secret { what }.into());
     }
     let session = connect::session(&site.server.admin.with_database(name)).await?;
-    let sql = "select 'a user mapping' from pg_user_mapping where umoptions::text ~* 'password'
-               union all select 'a foreign server' from pg_foreign_server where srvoptions::text ~* 'password'
-               union all select 'a subscription' from pg_subscription where subconninfo ~* 'password'
-               limit 1";
-    let found = session.query(sql, &[]).await.map_err(looked)?;
+    let found = session.query(SECRETS, &[&SECRET]).await.map_err(looked)?;
     session.close().await;
     match found.first() {
-        Some(row) => {
-            let what = format!("the password of {}", row.get::<_, String>(0));
-            Err(Error::Secret { what }.into())
-        }
+        Some(row) => Err(Error::Secret { what: row.get(0) }.into()),
         None => Ok(()),
+    }
+}
+
+/// By what a secret is told: a word of an option's or a setting's name, or of what stands in it.
+const SECRET: &str = "(passw|passcode|passphrase|secret|token|credential|api_?key|sslkey)";
+
+/// Where one may stand beside the passwords of roles. Of a setting only its name counts; one of the team's
+/// own (with a dot) may be a key of whatever kind.
+const SECRETS: &str = "
+select 'what looks like a secret in the options of a user mapping'
+from pg_user_mapping where umoptions::text ~* $1
+union all
+select format('what looks like a secret in the options of the foreign server `%s`', srvname)
+from pg_foreign_server where srvoptions::text ~* $1
+union all
+select format('what looks like a secret in the options of the foreign data wrapper `%s`', fdwname)
+from pg_foreign_data_wrapper where fdwoptions::text ~* $1
+union all
+select format('what looks like a secret in the subscription `%s`', subname)
+from pg_subscription where subconninfo ~* $1
+union all
+select format('the value of the setting `%s`, which looks like a secret,', name)
+from pg_db_role_setting
+cross join unnest(setconfig) as entry
+cross join split_part(entry, '=', 1) as name
+where (name ~* $1 or name ~* '[.](.*_)?key$') and name <> 'password_encryption'
+limit 1";
+
+/// Refuses an image of which a prune has taken something while it was made: its pieces are nobody's until the
+/// document is there, and its snapshot may have been too old.
+async fn still_there(store: &Store, image: &Image) -> Result<(), error::Error> {
+    let gone = |what: String| Err(Error::Gone { object: image.object(), what }.into());
+    let entries = store.list(&document::piece_name(&image.id, "")).await?;
+    let sizes: BTreeMap<&str, u64> =
+        entries.iter().map(|entry| (entry.name.as_str(), entry.size)).collect();
+    for piece in &image.pieces {
+        let object = image.object_of(piece);
+        if sizes.get(object.as_str()) != Some(&piece.stored_size) {
+            return gone(format!("`{object}`"));
+        }
+    }
+    let entries = store.list(manifest::PREFIX).await?;
+    let mut snapshots = entries.iter().filter_map(|entry| Name::parse(&entry.name));
+    match snapshots.any(|name| name.id == image.snapshot) {
+        true => Ok(()),
+        false => gone(format!("the snapshot {}", image.snapshot)),
     }
 }
 
@@ -201,7 +269,7 @@ async fn build_and_store(
     })?;
     session.close().await;
     let roles = image::roles(&site.session).await?;
-    let locales = locales(&site.session, &name, locale.collate.as_deref()).await?;
+    let locales = locales(&site.session, &name, &locale).await?;
     refuse_secrets(ctx, &site, &name).await?;
     image::settle(ctx, &site.server, &name).await?;
     let step = ctx.report.step("take out what is secret");
@@ -235,4 +303,36 @@ async fn build_and_store(
     let (plain, stored) = (image.plain_bytes(), image.stored_bytes());
     step.done(format!("{} as {}", format::bytes(plain), format::bytes(stored)));
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Locale, Provider, unlike};
+
+    #[test]
+    fn a_database_with_another_locale_than_the_snapshots_is_told() {
+        let text = |text: &str| text.to_owned();
+        let of = |collate: &str, ctype: &str, provider| Locale {
+            encoding: None,
+            collate: Some(text(collate)),
+            ctype: Some(text(ctype)),
+            provider,
+        };
+        let icu = || Some(Provider::Icu { locale: text("de_DE"), rules: None });
+        let builtin = || Some(Provider::Builtin { locale: text("C.UTF-8") });
+        for (wanted, collate, ctype, provider, missing) in [
+            (of("en_US.UTF-8", "en_US.utf8", None), "en_US.utf8", "en_US.utf8", ("c", None), None),
+            (of("en_US.utf8", "C", None), "C", "C", ("c", None), Some("en_US.utf8")),
+            (of("C", "de_DE.utf8", None), "C", "C", ("c", None), Some("de_DE.utf8")),
+            (of("C", "C", None), "C", "C", ("i", Some("und")), Some("C")),
+            (of("C", "C", icu()), "C", "C", ("i", Some("de-DE")), None),
+            (of("C", "C", icu()), "C", "C", ("i", Some("sv")), Some("de_DE (icu)")),
+            (of("C", "C", icu()), "C", "C", ("c", None), Some("de_DE (icu)")),
+            (of("C", "C", builtin()), "C", "C", ("b", Some("C.UTF-8")), None),
+            (of("C", "C", builtin()), "C", "C", ("c", None), Some("C.UTF-8 (builtin)")),
+        ] {
+            let found = unlike(&wanted, &(text(collate), text(ctype)), provider);
+            assert_eq!(found.as_deref(), missing, "{wanted:?}");
+        }
+    }
 }

@@ -36,6 +36,8 @@ pub enum Error {
     Document { object: String, error: ManifestError },
     #[error("publish the image `{object}`: another one has this name")]
     Taken { object: String },
+    #[error("publish the image `{object}`: {what} is gone, which a prune has removed meanwhile")]
+    Gone { object: String, what: String },
     #[error("`{object}`: {damage}")]
     Damaged { object: String, damage: Damage },
     #[error("make an image: the environment `{environment}` has a server of somebody else's")]
@@ -49,7 +51,7 @@ pub enum Error {
 impl Error {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Compress { .. } | Self::Taken { .. } => Exit::Store,
+            Self::Compress { .. } | Self::Taken { .. } | Self::Gone { .. } => Exit::Store,
             Self::Document { .. } | Self::Damaged { .. } => Exit::Damaged,
             Self::NoServerOfOurs { .. } | Self::Unlike { .. } | Self::Secret { .. } => {
                 Exit::Refused
@@ -64,10 +66,16 @@ impl Error {
                 vec!["make it on a machine that has what the snapshot needs".to_owned()]
             }
             Self::Secret { .. } => {
-                vec!["name roles and their passwords in the users files instead".to_owned()]
+                vec![
+                    "name roles and their passwords in the users files instead; give other secrets to \
+                     whoever needs them when they connect"
+                        .to_owned(),
+                ]
             }
             Self::Document { error, .. } => error.hints(),
-            Self::Damaged { .. } => vec!["make it again: `seedbed snapshot image`".to_owned()],
+            Self::Damaged { .. } | Self::Gone { .. } => {
+                vec!["make it again: `seedbed snapshot image`".to_owned()]
+            }
             Self::NoServerOfOurs { .. } => {
                 vec!["name the one that developers use: `--env dev`".to_owned()]
             }

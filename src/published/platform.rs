@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{self, Session};
 use crate::snapshot::chunk;
+use crate::snapshot::load::lacks_lz4;
 
 /// What a data directory is bound to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct Platform {
     pub libc: Option<String>,
     /// Version of ICU's rules; `None`: it sorts nothing here.
     pub icu: Option<String>,
+    /// Whether values may be compressed with lz4; of a server, whether it can.
+    pub lz4: bool,
     /// Name and version of each extension in the database.
     pub extensions: Vec<(String, String)>,
 }
@@ -41,15 +44,20 @@ select max(pg_collation_actual_version(oid)) filter (where collprovider = 'c'),
        max(pg_collation_actual_version(oid)) filter (where collprovider = 'i')
 from pg_collation";
 
-/// Whether what is sorted in this database was sorted by the C library, or by ICU: by the database's own
-/// collation, or by one that a column, an index or a partition key names. Collations that compare bytes
-/// have no version.
+/// Whether what is sorted in this database was sorted by the C library, or by ICU: by the collation of a
+/// database, or by one that anything in this one names (columns, indexes, partition keys and ranges; by
+/// its dependencies expressions, checks and views). Of the other databases nothing but `template0` may
+/// sort otherwise than its server: none could be made from `template1` then. Collations that compare
+/// bytes have no version.
 const SORTED_BY: &str = "
 with used as (
     select attcollation as oid from pg_attribute where attrelid >= 16384
     union select unnest(indcollation) from pg_index where indrelid >= 16384
     union select unnest(partcollation) from pg_partitioned_table
     union select typcollation from pg_type where oid >= 16384
+    union select rngcollation from pg_range where rngtypid >= 16384
+    union select refobjid from pg_depend
+          where refclassid = 'pg_collation'::regclass and deptype <> 'p' and objid >= 16384
 ), providers as (
     select collprovider::text as provider, pg_collation_actual_version(c.oid) is not null as versioned
     from pg_collation c join used using (oid)
@@ -58,15 +66,23 @@ with used as (
     select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
            datcollate not in ('C', 'POSIX', 'C.UTF-8', 'C.utf8')
                or to_jsonb(d) ->> 'datlocprovider' = 'i'
-    from pg_database d where datname = current_database()
+    from pg_database d where datname <> 'template0'
 )
 select coalesce(bool_or(versioned) filter (where provider = 'c'), false),
        coalesce(bool_or(versioned) filter (where provider = 'i'), false)
 from providers";
 
+/// Whether a value of this database may be compressed with lz4: by a column's own word, or by the default
+/// of the server, the database or an account. Of PostgreSQL 14 and later.
+const COMPRESSED: &str = "
+select current_setting('default_toast_compression') = 'lz4'
+    or exists (select from pg_attribute where attcompression = 'l')
+    or exists (select from pg_db_role_setting
+               where lower(setconfig::text) like '%default_toast_compression=lz4%')";
+
 impl Platform {
     /// That of a data directory with this database in it: as that of its server, but only bound to those
-    /// libraries that have sorted something.
+    /// libraries that have sorted or compressed something.
     ///
     /// # Errors
     /// What the server said.
@@ -74,9 +90,13 @@ impl Platform {
         let server = Self::of(session).await?;
         let row = session.query_one(SORTED_BY, &[]).await?;
         let (by_libc, by_icu): (bool, bool) = (row.get(0), row.get(1));
+        let lz4 = server.lz4
+            && server.major >= 14
+            && session.query_one(COMPRESSED, &[]).await?.get::<_, bool>(0);
         Ok(Self {
             libc: server.libc.filter(|_| by_libc),
             icu: server.icu.filter(|_| by_icu),
+            lz4,
             ..server
         })
     }
@@ -100,6 +120,7 @@ impl Platform {
             machine: machine(&version),
             libc,
             icu,
+            lz4: !lacks_lz4(session).await?,
             extensions: extensions.iter().map(|row| (row.get(0), row.get(1))).collect(),
         })
     }
@@ -120,6 +141,10 @@ impl Platform {
         }
         if self.layout != here.layout {
             return Some("its pages or its catalog are laid out in another way".to_owned());
+        }
+        if self.lz4 && !here.lz4 {
+            let why = "values in it are compressed with lz4, which this server was built without";
+            return Some(why.to_owned());
         }
         let sorts = |name: &str, there: &Option<String>, here: &Option<String>| {
             let there = there.as_ref().filter(|&there| Some(there) != here.as_ref())?;
@@ -192,6 +217,7 @@ mod tests {
             machine: "x86_64-linux-gnu".to_owned(),
             libc: Some("2.36".to_owned()),
             icu: Some("153.120".to_owned()),
+            lz4: false,
             extensions: vec![("plpgsql".to_owned(), "1.0".to_owned())],
         };
         let available = here.extensions.clone();
@@ -209,6 +235,7 @@ mod tests {
             (|image| image.machine = "aarch64-linux-gnu".to_owned(), "aarch64"),
             (|image| image.libc = Some("2.41".to_owned()), "2.41"),
             (|image| image.icu = Some("1".to_owned()), "ICU"),
+            (|image| image.lz4 = true, "compressed with lz4"),
             (|image| image.extensions.push(("postgis".to_owned(), "3".to_owned())), "postgis"),
         ] {
             let said = fits(change).expect("does not fit");

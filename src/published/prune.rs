@@ -7,7 +7,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::document::{self, PREFIX};
+use super::arrive;
+use super::document::{self, Image, PREFIX};
+use super::platform::Platform;
 use crate::context::Context;
 use crate::error;
 use crate::snapshot::prune::Mode;
@@ -27,7 +29,7 @@ pub struct Swept {
 }
 
 /// Removes what belongs to none of the snapshots `kept`. Of one snapshot the newest image of each kind of
-/// machine stays.
+/// server and of each database stays.
 ///
 /// # Errors
 /// What the store said.
@@ -45,7 +47,10 @@ pub async fn prune(
             entry.modified.is_some_and(|at| u64::try_from(age(at)).is_ok_and(|age| age >= grace))
         };
         let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
-        let mut leaving = leaving(&names, kept);
+        let (mut leaving, several) = by_name(&names, kept);
+        for group in several {
+            leaving.extend(older(&images(store, &group).await?));
+        }
         // Its snapshot may have been published after those that are kept were listed.
         let young: BTreeSet<&str> =
             entries.iter().filter(|entry| !old(entry)).map(|entry| entry.name.as_str()).collect();
@@ -108,29 +113,70 @@ async fn remove<'a>(
     Ok(())
 }
 
-/// The documents that go. Names that we would not make are not touched.
-fn leaving<'a>(names: &[&'a str], kept: &BTreeSet<String>) -> BTreeSet<&'a str> {
-    let mut newest: BTreeMap<(&str, &str), &str> = BTreeMap::new();
-    for (snapshot, platform, id) in names.iter().filter_map(|name| document::parse_name(name)) {
-        let held = newest.entry((snapshot, platform)).or_insert(id);
-        *held = (*held).max(id);
+/// The documents whose snapshot has gone, and those of which one snapshot and one platform have several.
+/// Names that we would not make are not touched.
+fn by_name<'a>(
+    names: &[&'a str],
+    kept: &BTreeSet<String>,
+) -> (BTreeSet<&'a str>, Vec<Vec<&'a str>>) {
+    let mut gone = BTreeSet::new();
+    let mut groups: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for &name in names {
+        match document::parse_name(name) {
+            Some((snapshot, _, _)) if !kept.contains(snapshot) => {
+                gone.insert(name);
+            }
+            Some((snapshot, platform, _)) => {
+                groups.entry((snapshot, platform)).or_default().push(name);
+            }
+            None => {}
+        }
     }
-    let goes = |name: &&str| {
-        document::parse_name(name).is_some_and(|(snapshot, platform, id)| {
-            !kept.contains(snapshot) || newest.get(&(snapshot, platform)) != Some(&id)
-        })
+    groups.retain(|_, group| group.len() > 1);
+    (gone, groups.into_values().collect())
+}
+
+/// The documents of these names. One that cannot be read, or is of a newer program, pushes nobody out and
+/// is not pushed out.
+async fn images<'a>(
+    store: &Store,
+    names: &[&'a str],
+) -> Result<Vec<(&'a str, Image)>, error::Error> {
+    let mut images = Vec::new();
+    for &name in names {
+        match arrive::read(store, name).await {
+            Ok(image) => images.push((name, image)),
+            Err(
+                error::Error::Published(_)
+                | error::Error::Store(crate::store::Error::Missing { .. }),
+            ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(images)
+}
+
+/// Those beside which there is a newer one that fits the same servers and has the same database in it.
+fn older<'a>(images: &[(&'a str, Image)]) -> Vec<&'a str> {
+    let kind = |image: &Image| {
+        let Platform { libc, icu, lz4, .. } = &image.platform;
+        (libc.clone(), icu.clone(), *lz4, image.database.clone())
     };
-    names.iter().copied().filter(goes).collect()
+    let newer = |image: &Image| {
+        images.iter().any(|(_, other)| kind(other) == kind(image) && other.id > image.id)
+    };
+    images.iter().filter(|(_, image)| newer(image)).map(|&(name, _)| name).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::leaving;
+    use super::super::document::tests::image;
+    use super::{Image, by_name, older};
 
     #[test]
-    fn the_newest_of_each_kind_stays_while_its_snapshot_does() {
+    fn what_has_no_snapshot_goes_and_documents_are_read_only_where_there_are_several() {
         let (kept, gone) = ("6905a1f800000001", "6905a1f800000002");
         let name = |snapshot: &str, platform: &str, id: u32| {
             format!("images/{snapshot}_{platform}_6905a1f8{id:08x}.json")
@@ -144,7 +190,31 @@ mod tests {
             format!("images/6905a1f800000001/{}", "ab".repeat(32)),
         ];
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let leaving = leaving(&names, &BTreeSet::from([kept.to_owned()]));
-        assert_eq!(leaving, BTreeSet::from([names[0], names[3]]));
+        let (leaving, several) = by_name(&names, &BTreeSet::from([kept.to_owned()]));
+        assert_eq!(leaving, BTreeSet::from([names[3]]));
+        assert_eq!(several, [[names[0], names[1]]]);
+    }
+
+    #[test]
+    fn the_newest_of_each_kind_of_server_and_of_each_database_stays() {
+        type Change = fn(&mut Image);
+        let of = |id: &str, change: Change| {
+            let mut image = Image { id: format!("6905a1f80000000{id}"), ..image() };
+            change(&mut image);
+            image
+        };
+        let images: [(&str, Change); 6] = [
+            ("1", |_| {}),
+            ("2", |image| image.platform.libc = Some("2.36".to_owned())),
+            ("3", |image| image.platform.icu = Some("153".to_owned())),
+            ("4", |image| image.database = "other".to_owned()),
+            ("5", |image| image.platform.libc = Some("2.36".to_owned())),
+            ("6", |image| image.schema_version = Some("7".to_owned())),
+        ];
+        let images: Vec<(&str, Image)> =
+            images.into_iter().map(|(id, change)| (id, of(id, change))).collect();
+        assert_eq!(older(&images), ["1", "2"]);
+        assert_eq!(older(&images[1..5]), ["2"]);
+        assert_eq!(older(&images[..4]), [""; 0]);
     }
 }

@@ -58,7 +58,13 @@ impl<'a> Source<'a> {
             .map(|piece| self.stored(piece))
             .buffer_unordered(estimate::PROBED)
             .try_fold(0_u64, async |sum, bytes| Ok(sum + bytes.len() as u64));
-        Ok(Some(estimate::Speed { bytes: fetched.await?, took: started.elapsed() }))
+        match tokio::time::timeout(estimate::PROBE_LIMIT, fetched).await {
+            Ok(bytes) => Ok(Some(estimate::Speed { bytes: bytes?, took: started.elapsed() })),
+            Err(_) => {
+                let bytes = first.iter().map(|piece| piece.stored_size).sum();
+                Ok(Some(estimate::Speed::below(bytes)))
+            }
+        }
     }
 
     /// Puts the data directory into the engine's place for images, as `name`.

@@ -465,7 +465,9 @@ pub(super) async fn read(store: &Store, name: &Name) -> Result<Read, Error> {
                 damaged(format!("it belongs to the name `{named}`"))
             }
         }
-        Ok(Err(ManifestError::Format { format })) => Read::Unfit(Misfit::UnknownFormat { format }),
+        Ok(Err(ManifestError::Format { format, .. })) => {
+            Read::Unfit(Misfit::UnknownFormat { format })
+        }
         Ok(Err(error)) => damaged(error.to_string()),
         Err(error) => damaged(format!("its reader failed: {error}")),
     })
@@ -505,7 +507,7 @@ pub(super) fn unusable(store: &Store, name: &Name, misfit: Misfit) -> Error {
     match misfit {
         Misfit::Damaged { detail } => Error::Damaged { object: name.object.clone(), detail },
         Misfit::UnknownFormat { format } => {
-            let error = ManifestError::Format { format };
+            let error = ManifestError::Format { format, known: manifest::FORMAT };
             Error::Manifest { object: name.object.clone(), error }
         }
         Misfit::Gone => Error::Store(store::Error::Missing {

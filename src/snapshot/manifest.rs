@@ -245,8 +245,8 @@ pub struct Setting {
 /// Why a document is not a manifest that we can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    #[error("it has format {format}, this seedbed reads up to {FORMAT}")]
-    Format { format: u64 },
+    #[error("it has format {format}, this seedbed reads up to {known}")]
+    Format { format: u64, known: u32 },
     #[error("it has {bytes} bytes, more than the {MAX_BYTES} that are read")]
     TooLarge { bytes: u64 },
     #[error("it is not a manifest: {reason}")]
@@ -274,23 +274,9 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`]; never a panic, whatever the bytes are.
     pub fn read(bytes: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Probe {
-            format: u64,
-        }
-        let size = bytes.len() as u64;
-        if size > MAX_BYTES {
-            return Err(ManifestError::TooLarge { bytes: size });
-        }
-        let syntax = |error: serde_json::Error| ManifestError::Syntax { reason: error.to_string() };
-        let probe: Probe = serde_json::from_slice(bytes).map_err(syntax)?;
-        if probe.format == 0 || probe.format > u64::from(FORMAT) {
-            return Err(ManifestError::Format { format: probe.format });
-        }
-        let manifest: Self = if probe.format >= CHECKSUM_FORMAT {
-            serde_json::from_slice(&unsealed(bytes)?).map_err(syntax)?
-        } else {
-            serde_json::from_slice(bytes).map_err(syntax)?
+        let manifest: Self = match format_of(bytes, FORMAT)? {
+            CHECKSUM_FORMAT.. => parsed(&unsealed(bytes)?)?,
+            _ => parsed(bytes)?,
         };
         manifest.check()?;
         Ok(manifest)
@@ -308,10 +294,7 @@ impl Manifest {
             seal(&mut bytes);
         }
         bytes.push(b'\n');
-        let size = bytes.len() as u64;
-        if size > MAX_BYTES {
-            return Err(ManifestError::TooLarge { bytes: size });
-        }
+        check_size(&bytes)?;
         Ok(bytes)
     }
 
@@ -346,7 +329,7 @@ impl Manifest {
 
     fn check(&self) -> Result<(), ManifestError> {
         if self.format == 0 || self.format > FORMAT {
-            return Err(ManifestError::Format { format: self.format.into() });
+            return Err(ManifestError::Format { format: self.format.into(), known: FORMAT });
         }
         if !is_id(&self.id) {
             return Err(invalid(format!("the id `{}`", self.id.escape_default())));
@@ -399,6 +382,34 @@ impl Chunk {
         }
         Ok(())
     }
+}
+
+/// The format of a document, which is neither too long to be read nor newer than `known`.
+pub(crate) fn format_of(bytes: &[u8], known: u32) -> Result<u64, ManifestError> {
+    #[derive(Deserialize)]
+    struct Probe {
+        format: u64,
+    }
+    check_size(bytes)?;
+    let Probe { format } = parsed(bytes)?;
+    match (1..=u64::from(known)).contains(&format) {
+        true => Ok(format),
+        false => Err(ManifestError::Format { format, known }),
+    }
+}
+
+/// Refuses a document that is too long to be read.
+pub(crate) fn check_size(bytes: &[u8]) -> Result<(), ManifestError> {
+    match bytes.len() as u64 {
+        bytes if bytes > MAX_BYTES => Err(ManifestError::TooLarge { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// The text of a document as what it means.
+pub(crate) fn parsed<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, ManifestError> {
+    serde_json::from_slice(text)
+        .map_err(|error| ManifestError::Syntax { reason: error.to_string() })
 }
 
 /// Ends a document with the sha256 of what stands before it, as its last field.

@@ -59,6 +59,8 @@ pub(super) struct Container {
     /// Made a moment ago and not started yet.
     pub starting: bool,
     pub exit: Option<i64>,
+    /// `None`: it runs, or never did.
+    pub ended: Option<jiff::Timestamp>,
     pub labels: HashMap<String, String>,
     /// The loopback port on which its server is published.
     pub port: Option<u16>,
@@ -198,6 +200,10 @@ impl Client {
         let state = found.state.unwrap_or_default();
         let made = found.created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
         let new = made.is_some_and(|made| made.duration_until(jiff::Timestamp::now()) < STARTING);
+        let running = state.running.unwrap_or(false);
+        let ended = state.finished_at.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        // The daemon says the year 1 of one that has not ended yet.
+        let ended = ended.filter(|ended| !running && *ended > jiff::Timestamp::UNIX_EPOCH);
         let starting = new && state.status == Some(ContainerStateStatusEnum::CREATED);
         let port = found
             .host_config
@@ -207,9 +213,10 @@ impl Client {
             .and_then(|binding| binding.host_port?.parse().ok());
         Ok(Some(Container {
             id: found.id.unwrap_or_default(),
-            running: state.running.unwrap_or(false),
+            running,
             starting,
             exit: state.exit_code,
+            ended,
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             port,
         }))

@@ -461,6 +461,7 @@ impl DockerEngine {
             Err(_) => return Ok(None),
             Ok(pool) => pool,
         };
+        pool::sweep_of(&self.client, &pool, &self.hash).await?;
         let command = pool::act(&self.hash, "leave", &[]);
         let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await?;
         let mut left = left.split_whitespace();

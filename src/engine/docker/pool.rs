@@ -26,6 +26,10 @@ const FILES: &str = "/seedbed-pool";
 const BUSY: Duration = Duration::from_secs(60);
 /// Loop devices that somebody else takes between our look and our attaching.
 const TRIES: usize = 5;
+/// A helper that gets no more input tidies up: it removes what it has unpacked.
+const TIDYING: Duration = Duration::from_secs(10);
+/// Whoever has run a helper reads what it said, and removes it, long before this.
+const LEFT: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
 /// Below this a pool is not worth its place.
 const SMALLEST: u64 = 16 << 30;
 
@@ -123,6 +127,7 @@ impl Pool {
             Some(_) => return Err(Error::NameTaken { kind: "volume", name: name.to_owned() }),
             None => client.create_volume(name, labels.clone(), HashMap::new()).await?,
         }
+        sweep(client, name).await?;
         let mounted = format!("{name}-mounted");
         for _ in 0..TRIES {
             let look = look(ctx, client, image, name).await?;
@@ -240,6 +245,9 @@ pub(super) fn entrypoint(image: &ServerImage) -> Vec<String> {
     command
 }
 
+/// Where the environment stands in the command of an act.
+const ENVIRONMENT: usize = 6;
+
 /// The command of an act, see `act.sh`.
 pub(super) fn act(hash: &str, act: &str, arguments: &[&str]) -> Vec<String> {
     let fixed = ["sh", "-c", ACT, "sh", ROOT, FILES, hash, held(), act];
@@ -257,12 +265,7 @@ pub(super) async fn act_alone(
 ) -> Result<String, Error> {
     let mut volumes = pool.volumes();
     volumes.extend(more);
-    let new = NewContainer {
-        entrypoint: command.first().map(|program| vec![program.clone()]),
-        cmd: command.into_iter().skip(1).collect(),
-        volumes,
-        ..NewContainer::default()
-    };
+    let new = NewContainer { volumes, ..of_act(command) };
     let name = format!("{}-act-{}", pool.name, super::clients::random_name());
     let ran = run_as(ctx, client, image, &name, new, Vec::new()).await;
     ran.map_err(|error| pool.explain(error))
@@ -281,12 +284,9 @@ pub(super) async fn act_fed(
     let new = NewContainer {
         name: name.clone(),
         image: image.name.clone(),
-        labels: HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]),
-        entrypoint: command.first().map(|program| vec![program.clone()]),
-        cmd: command.into_iter().skip(1).collect(),
         volumes: pool.volumes(),
         life: Life::Fed,
-        ..NewContainer::default()
+        ..of_act(command)
     };
     let id = client.create(new).await?;
     let ran = async {
@@ -311,9 +311,55 @@ pub(super) async fn act_fed(
         }
     };
     let ran = ran.await;
+    if ran.is_err() {
+        // Its input is closed by now. Killed, it would leave what it has unpacked.
+        let _ = tokio::time::timeout(TIDYING, client.wait(&id)).await;
+    }
     let removed = client.remove(&id).await;
     ran?;
     removed
+}
+
+/// The container of an act, which carries whose it is.
+fn of_act(command: Vec<String>) -> NewContainer {
+    let mut labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
+    if let Some(hash) = command.get(ENVIRONMENT) {
+        labels.insert(label::PROJECT.to_owned(), hash.clone());
+    }
+    NewContainer {
+        labels,
+        entrypoint: command.first().map(|program| vec![program.clone()]),
+        cmd: command.into_iter().skip(1).collect(),
+        ..NewContainer::default()
+    }
+}
+
+/// Removes the helpers of an environment that runs of it which were killed have left: no other run works
+/// in it now.
+pub(super) async fn sweep_of(client: &Client, pool: &Pool, hash: &str) -> Result<(), Error> {
+    for user in client.users_of(&pool.mounted).await? {
+        let Some(found) = client.container(&user).await? else { continue };
+        let is = |name: &str, value: &str| found.labels.get(name).is_some_and(|it| it == value);
+        if is(label::ROLE, "pool") && is(label::PROJECT, hash) {
+            let _ = tokio::time::timeout(TIDYING, client.wait(&user)).await;
+            client.remove(&user).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the helpers of a pool, whoever's, that have ended and that nobody has asked about since.
+async fn sweep(client: &Client, name: &str) -> Result<(), Error> {
+    for user in client.users_of(name).await? {
+        let Some(found) = client.container(&user).await? else { continue };
+        let now = jiff::Timestamp::now();
+        let is_left = found.ended.is_some_and(|ended| ended.duration_until(now) > LEFT);
+        let is_helper = found.labels.get(label::ROLE).is_some_and(|role| role == "pool");
+        if is_helper && is_left && !found.running && !found.starting {
+            client.remove(&user).await?;
+        }
+    }
+    Ok(())
 }
 
 fn no_pool(reason: &str) -> Error {
@@ -504,8 +550,8 @@ async fn run_as(
     new: NewContainer,
     files: Vec<super::File>,
 ) -> Result<String, Error> {
-    let labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
-    let new = NewContainer { name: name.to_owned(), image: image.name.clone(), labels, ..new };
+    let mut new = NewContainer { name: name.to_owned(), image: image.name.clone(), ..new };
+    new.labels.insert(label::ROLE.to_owned(), "pool".to_owned());
     let id = client.create(new).await?;
     run_made(ctx, client, name, &id, files).await
 }

@@ -20,6 +20,8 @@ use crate::engine::{ready, state};
 const FACTS: &str = "image.json";
 /// In a data directory: the image that it came from.
 const FROM: &str = "seedbed.from";
+/// What the server that is to be started on it writes to its log, and others to the same disk.
+const SPARE: u128 = 256 << 20;
 
 impl NativeEngine {
     fn next(&self) -> Utf8PathBuf {
@@ -223,6 +225,7 @@ impl NativeEngine {
     ) -> Result<(), Error> {
         fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
         remove_dir(part)?;
+        self.has_room_for(&incoming)?;
         let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
         let (this, to, text) = (self.clone(), part.to_owned(), facts.to_owned());
         let taken = tokio::task::spawn_blocking(move || {
@@ -236,10 +239,37 @@ impl NativeEngine {
         if let Some(password) = state::read(ctx)?.password() {
             self.reset_password(&part.join("data"), &password).await?;
         }
+        sync(part).map_err(Error::file("write", part))?;
         let _lock = self.lock_images()?;
         let image = self.image(name);
         remove_dir(&image)?;
-        fs_err::rename(part, &image).map_err(Error::file("make", &image))
+        fs_err::rename(part, &image).map_err(Error::file("make", &image))?;
+        let dir = fs_err::File::open(&self.images_dir);
+        dir.and_then(|dir| dir.sync_all()).map_err(Error::file("write", &self.images_dir))
+    }
+
+    /// Refuses what would not fit before gigabytes of it are written.
+    fn has_room_for(&self, incoming: &Incoming) -> Result<(), Error> {
+        let dir = &self.images_dir;
+        let read = Error::file("look at the room in", dir);
+        let found = nix::sys::statvfs::statvfs(dir.as_std_path()).map_err(|e| read(e.into()))?;
+        let unit = u128::from(found.fragment_size());
+        let free = u128::from(found.blocks_available()) * unit;
+        // A file takes whole blocks.
+        let blocks: u128 =
+            incoming.files.iter().map(|(_, size)| u128::from(*size).div_ceil(unit.max(1))).sum();
+        let needed = blocks * unit + SPARE;
+        if free >= needed {
+            return Ok(());
+        }
+        let megabytes = |bytes: u128| bytes >> 20;
+        let reason = format!(
+            "there is no room: {} MB are free, {} MB are needed",
+            megabytes(free),
+            megabytes(needed)
+        );
+        let error = std::io::Error::new(std::io::ErrorKind::StorageFull, reason);
+        Err(Error::file("unpack in", dir)(error))
     }
 
     fn receive_into(
@@ -416,12 +446,16 @@ impl NativeEngine {
         Ok(())
     }
 
-    /// What a run that was killed between the two renames has left: the old data, which is whole.
+    /// What a run that was killed between the two renames has left: the old data, which is whole. What it
+    /// was making then, or removing, goes: as large as the data where copies cannot share blocks.
     pub(super) fn recover(&self) -> Result<(), Error> {
-        match !self.data().exists() && self.old().is_dir() {
-            true => rename(&self.old(), &self.data()),
-            false => Ok(()),
+        if !self.data().exists() && self.old().is_dir() {
+            rename(&self.old(), &self.data())?;
         }
+        for left in ["data.next", "data.next.part", "data.gone"] {
+            remove_dir(&self.home.join(left))?;
+        }
+        remove_dir(&self.image(&format!(".part.{}", self.hash)))
     }
 
     pub(in crate::engine) fn image_facts(&self, name: &str) -> Result<Option<String>, Error> {
@@ -469,6 +503,19 @@ impl NativeEngine {
         }
         Ok(())
     }
+}
+
+/// Sees to it that what was written below `dir` is on the disk. A clone of it waits for the same writes:
+/// with this before it both took no longer than the clone alone (600 MB on XFS, three times).
+fn sync(dir: &Utf8Path) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::unistd::syncfs(fs_err::File::open(dir)?)?;
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = dir;
+        nix::unistd::sync();
+    }
+    Ok(())
 }
 
 fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<(), Error> {

@@ -34,7 +34,7 @@ impl Run<'_> {
 }
 
 /// Whether the server was built without lz4; one that knows no compression of columns was not.
-pub(in crate::snapshot) async fn lacks_lz4(session: &Session) -> Result<bool, pg::Error> {
+pub(crate) async fn lacks_lz4(session: &Session) -> Result<bool, pg::Error> {
     let row = session
         .query_one(
             "select exists (select from pg_settings

@@ -35,7 +35,8 @@ use crate::pg::tools::Tools;
 use crate::pg::{self, Session, Target, quote};
 use crate::store::{self, Store, cache::Cache};
 
-pub(super) use compression::{lacks_lz4, without_lz4};
+pub(crate) use compression::lacks_lz4;
+pub(super) use compression::without_lz4;
 pub use error::Error;
 pub(crate) use rows::is_left_out;
 pub(super) use sequences::present_sequences;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Project;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
+use super::published::took;
 use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::{self, postgres, strace};
 
@@ -163,7 +164,10 @@ async fn docker_killed_at_any_call_of_a_pull_takes_the_image_with_the_next_run()
     let Some((mut project, pool)) = in_docker().await else { return };
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
     project.run(&["snapshot", "image", "latest"]).succeeds();
-    let mut clean = String::new();
+    // What nobody has disturbed.
+    took(&project.run(&["up"]).succeeds());
+    let clean = project.contents().await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
     for stop in stops() {
         let killed = kill(&project, &["up"], stop);
         let at = match &killed {
@@ -171,12 +175,9 @@ async fn docker_killed_at_any_call_of_a_pull_takes_the_image_with_the_next_run()
             None => "nowhere".to_owned(),
         };
         harness::say(&format!("killed at {at}"));
-        project.run(&["up"]).succeeds();
-        let found = project.contents().await;
-        if clean.is_empty() {
-            clean.clone_from(&found);
-        }
-        assert_eq!(found, clean, "killed at {at}");
+        let up = project.run(&["up"]).succeeds();
+        assert!(!up.stderr.contains("restore tables"), "killed at {at}: {}", up.stderr);
+        assert_eq!(project.contents().await, clean, "killed at {at}");
         project.run(&["down", "--volumes", "--yes"]).succeeds();
         assert_eq!(of_pool(&pool), "", "killed at {at}");
         if killed.is_none() {
@@ -222,17 +223,18 @@ async fn native_killed_at_any_step_of_publishing_or_taking_an_image_leaves_one_o
     // What was cut off goes by `snapshot prune` once its grace is over, and the scratch server with the next run.
     assert!(!project.sandbox.project().join(".seedbed/image/.seedbed/native/data").exists());
 
-    let mut clean = String::new();
+    // What nobody has disturbed.
+    took(&project.run(&["up"]).succeeds());
+    let clean = project.contents().await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
     for calls in ["rename,renameat,renameat2", "mkdir,mkdirat", "openat"] {
         let step = if calls.starts_with("rename") { 1 } else { 97 };
         for number in (1..=most).step_by(step) {
             let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["up"]);
-            project.run(&["up"]).succeeds();
-            let found = project.contents().await;
-            if clean.is_empty() {
-                clean.clone_from(&found);
-            }
-            assert_eq!(found, clean, "killed at {calls} {number}: {hit:?}");
+            let up = project.run(&["up"]).succeeds();
+            let at = format!("killed at {calls} {number}: {hit:?}");
+            assert!(!up.stderr.contains("restore tables"), "{at}: {}", up.stderr);
+            assert_eq!(project.contents().await, clean, "{at}");
             project.run(&["down", "--volumes", "--yes"]).succeeds();
             let state = project.sandbox.project().join(".seedbed");
             let left = state.join("native").exists() || state.join("images").exists();

@@ -21,6 +21,8 @@ mod many;
 mod nearest;
 mod pool_full;
 mod published;
+mod published_leftovers;
+mod published_misfits;
 mod reset;
 mod seed;
 mod snapshots;

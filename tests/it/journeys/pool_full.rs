@@ -10,7 +10,7 @@ use crate::harness::second_daemon::SecondDaemon;
 use crate::harness::{require, watchdog};
 
 /// Runs a shell with the pool at `/p`.
-fn look(pool: &str, script: &str) -> String {
+pub(super) fn look(pool: &str, script: &str) -> String {
     shell(&format!(
         "docker run --rm -v {pool}-mounted:/p --entrypoint sh postgres:17 -euc '{script}'"
     ))
@@ -125,8 +125,29 @@ async fn f28_a_full_pool_is_named_and_the_others_in_it_and_its_images_are_whole(
     assert_eq!(images(&pool), frozen);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_a_build_that_finds_no_room_to_be_frozen_is_live_all_the_same() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.run(&["up"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    // Enough for what is built, too little for one more server.
+    fill(&pool, 120);
+    let reset = project.run(&["reset"]).succeeds();
+    let said = "the next reset has to build again: freeze in the container";
+    assert!(reset.stderr.contains(said), "{}", reset.stderr);
+    assert!(
+        reset.stderr.contains(&format!("the disk of the pool `{pool}` is full")),
+        "{}",
+        reset.stderr
+    );
+    assert_eq!(project.text("select count(*) from shop.note").await, "0");
+    make_room(&pool);
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+}
+
 /// A disk of twenty gigabytes that takes place only as it is written.
-fn small_disk() -> Option<Utf8PathBuf> {
+pub(super) fn small_disk() -> Option<Utf8PathBuf> {
     let able = "test \"$(id -u)\" = 0 && command -v mkfs.ext4 >/dev/null";
     let able = std::process::Command::new("sh").args(["-c", able]).status();
     if !require("root and mkfs.ext4", able.is_ok_and(|status| status.success())) {

@@ -5,51 +5,52 @@
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
-use super::{Project, docker_is_here};
+use super::{Production, Project, docker_is_here};
+use crate::harness::moto::{Account, moto};
 use crate::harness::postgres::{newest_bin_dir, query_text};
-use crate::harness::{Run, unique};
+use crate::harness::{Run, unique, watchdog};
 
-const TAKEN: &str = "fetch and unpack the published image";
+pub(super) const TAKEN: &str = "fetch and unpack the published image";
 
-fn images_on(project: &mut Project, published: &str) {
+pub(super) fn images_on(project: &mut Project, published: &str) {
     project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", published);
 }
 
 /// A project of the same team: its store is the one of `of`.
-fn newcomer(of: &Project, engine: &str, published: &str) -> Project {
+pub(super) fn newcomer(of: &Project, engine: &str, published: &str) -> Project {
     let mut project = Project::on_its_own(engine);
     images_on(&mut project, published);
     project.sandbox.set("SEEDBED_STORE_URL", store_of(of).as_str());
     project
 }
 
-fn native() -> String {
+pub(super) fn native() -> String {
     format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display())
 }
 
-fn store_of(project: &Project) -> Utf8PathBuf {
+pub(super) fn store_of(project: &Project) -> Utf8PathBuf {
     project.sandbox.project().join("seed/snapshots")
 }
 
-fn make(project: &Project) -> serde_json::Value {
+pub(super) fn make(project: &Project) -> serde_json::Value {
     project.run(&["snapshot", "image", "latest", "--json"]).succeeds().json()
 }
 
-fn took(run: &Run) {
+pub(super) fn took(run: &Run) {
     assert!(run.stderr.contains(TAKEN), "{}", run.stderr);
     assert!(run.stderr.contains("serve it"), "{}", run.stderr);
     assert!(!run.stderr.contains("restore tables"), "{}", run.stderr);
 }
 
-fn did_not(run: &Run, why: &str) {
+pub(super) fn did_not(run: &Run, why: &str) {
     assert!(!run.stderr.contains(TAKEN), "{}", run.stderr);
     assert!(run.stderr.contains(why), "{}", run.stderr);
 }
 
 /// A maker with its snapshot and image, and what rows give.
-async fn published() -> (Project, String) {
+pub(super) async fn published() -> (Project, String) {
     let mut maker = Project::native().with_snapshot().await;
     images_on(&mut maker, "never");
     let made = make(&maker);
@@ -100,15 +101,16 @@ async fn a_newcomer_takes_the_image_on_any_file_system_and_gets_what_rows_give()
 
     use_it(&project).await;
     let reset = project.run(&["reset"]).succeeds();
-    if !reset.stderr.contains("serve a clone of the image") {
-        // Without shared blocks the image went into the data: it is taken once more, from the cache.
-        took(&reset);
-        assert!(reset.stderr.contains("0 B of them from the store"), "{}", reset.stderr);
-    }
+    assert!(!reset.stderr.contains(TAKEN), "{}", reset.stderr);
+    // Without shared blocks the image went into the data, and a template of it was frozen.
+    let shared = reset.stderr.contains("serve a clone of the image");
+    assert!(shared || reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    assert!(shared || up.stderr.contains("freeze as template"), "{}", up.stderr);
     assert_eq!(project.contents().await, contents);
     assert_eq!(project.run(&["url"]).succeeds().stdout, url);
     let status = project.run(&["status"]).succeeds().stdout;
-    assert!(status.contains("a clone of the image built 2"), "{status}");
+    let original = if shared { "image" } else { "template" };
+    assert!(status.contains(&format!("a clone of the {original} built 2")), "{status}");
 
     // What is kept comes back.
     use_it(&project).await;
@@ -143,6 +145,64 @@ async fn nothing_of_the_machine_that_made_it_is_in_an_image() {
     maker.run(&["url"]).exits(4);
 }
 
+/// What was taken back leaves its bytes on a page as long as others are in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_back_is_not_in_an_image_either() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let accounts = maker.sandbox.read("users/accounts.sql");
+    let server = "DO $$ BEGIN
+          IF NOT EXISTS (SELECT FROM pg_foreign_server WHERE srvname = 'beside') THEN
+            CREATE FOREIGN DATA WRAPPER beside;
+            CREATE SERVER beside FOREIGN DATA WRAPPER beside;
+            ALTER SERVER beside OWNER TO ${owner};
+          END IF;
+        END $$;\n";
+    maker.sandbox.write("users/accounts.sql", format!("{accounts}{server}"));
+    let script = "create user mapping for public server beside options (account 'reader');
+        create user mapping for ${owner} server beside options (word 'canary of a mapping');
+        drop user mapping for ${owner} server beside;
+        alter role ${owner} set work_mem = '8MB';
+        alter role ${owner} set application_name = 'canary of a setting';
+        alter role ${owner} reset application_name;
+        alter server beside options (add host 'canary of a server');
+        alter server beside options (set host 'here');";
+    maker.sandbox.write("sql/V3__beside.sql", script);
+    make(&maker);
+    for (name, bytes) in unpacked(&store_of(&maker)) {
+        for canary in ["canary of a mapping", "canary of a setting", "canary of a server"] {
+            assert!(!contains(&bytes, canary), "{canary} is in {name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_looks_like_a_secret_is_refused_by_its_name() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let accounts = maker.sandbox.read("users/accounts.sql");
+    for (statement, said) in [
+        (
+            "ALTER ROLE ${reader} SET app.signing_key = 'a word';",
+            "the value of the setting `app.signing_key`, which looks like a secret,",
+        ),
+        (
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_foreign_server) THEN
+               CREATE FOREIGN DATA WRAPPER beside OPTIONS (api_token 'a word');
+             END IF; END $$;",
+            "what looks like a secret in the options of the foreign data wrapper `beside`",
+        ),
+    ] {
+        maker.sandbox.write("users/accounts.sql", format!("{accounts}{statement}\n"));
+        let run = maker.run(&["snapshot", "image", "latest"]).exits(12);
+        assert!(run.stderr.contains(&format!("{said} would be in it")), "{}", run.stderr);
+        assert!(!run.stderr.contains("a word"), "{}", run.stderr);
+    }
+    let plain = "ALTER ROLE ${reader} SET password_encryption = 'scram-sha-256';\n";
+    maker.sandbox.write("users/accounts.sql", format!("{accounts}{plain}"));
+    make(&maker);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_rows_come_faster_they_are_loaded_and_it_is_said() {
     let (maker, contents) = published().await;
@@ -150,7 +210,50 @@ async fn where_rows_come_faster_they_are_loaded_and_it_is_said() {
     let up = project.run(&["up"]).succeeds();
     did_not(&up, "loading rows, not the published image");
     assert!(up.stderr.contains("they come faster from here"), "{}", up.stderr);
+    assert!(up.stderr.contains("restore tables"), "{}", up.stderr);
     assert_eq!(project.contents().await, contents);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_rows_are_many_the_image_comes_faster_and_is_taken() {
+    let mut maker = Project::native();
+    let section = format!("[store]\nurl = \"{}\"\n", store_of(&maker));
+    let production = Production::new(&section).await;
+    // 800 MB of text, of which there is next to nothing in a compressed page.
+    let notes = "create table shop.note as
+        select repeat('x', 10000) as body from generate_series(1, 80000)";
+    production.sql(notes).await;
+    production.run(&["snapshot", "create"]).succeeds();
+    production.drop_database().await;
+    images_on(&mut maker, "never");
+    make(&maker);
+    let project = newcomer(&maker, &native(), "auto");
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.text("select count(*) from shop.note").await, "80000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_published_to_s3_and_taken_from_there() {
+    let Some(moto) = moto() else { return };
+    let bucket = unique("images");
+    moto.create_bucket(&bucket).await;
+    let account =
+        Account { access_key_id: "anybody".to_owned(), secret_access_key: "anything".to_owned() };
+    let section = moto.store_section(&bucket, "team", &account);
+    let production = Production::new(&section).await;
+    production.run(&["snapshot", "create"]).succeeds();
+    production.drop_database().await;
+    let mut projects = [Project::native(), Project::native()];
+    for project in &mut projects {
+        let text = project.sandbox.read("conf/seedbed.toml");
+        project.sandbox.write("conf/seedbed.toml", format!("{section}{text}"));
+        images_on(project, "always");
+    }
+    let [maker, project] = &projects;
+    let made = make(maker);
+    assert_eq!(made["store"], format!("s3://{bucket}/team"));
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.text("select count(*) from shop.item").await, "5000");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,6 +376,20 @@ async fn natively_an_image_is_shared_where_copies_share_blocks() {
     assert_eq!(project.contents().await, contents);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_taken_counts_among_those_of_the_machine() {
+    let (maker, _) = published().await;
+    let Some(mut project) = native_with_reflinks().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_IMAGES_MAX_SIZE", "1");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    let images = || shell(&format!("ls {}/.seedbed/images | wc -l", project.sandbox.project()));
+    project.run(&["up", "--seed", "none"]).succeeds();
+    assert_eq!(images(), "1");
+    took(&project.run(&["reset"]).succeeds());
+    assert_eq!(images(), "1", "the older one is too much");
+}
+
 /// Of one major version and one distribution: what Debian's packages gave natively and in a container.
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_and_native_take_each_others_images() {
@@ -312,7 +429,33 @@ async fn docker_and_native_take_each_others_images() {
     assert_eq!(project.contents().await, contents);
 }
 
-fn native_major() -> String {
+/// The same program in a container image that somebody else has made.
+#[tokio::test(flavor = "multi_thread")]
+async fn container_images_that_were_made_by_themselves_take_each_others_images() {
+    if !docker_is_here() {
+        return;
+    }
+    let other = format!("{}:17", unique("seedbed-test-postgres"));
+    watchdog::at_exit(&format!("docker rmi -f {other}"));
+    shell(&format!(
+        "id=$(docker create postgres:17) && \
+         docker commit --change 'ENV MADE_BY=somebody' --change 'CMD [\"postgres\"]' $id {other} && \
+         docker rm $id"
+    ));
+    let mut maker = Project::on_its_own(&format!("kind = \"docker\"\nimage = \"{other}\"\n"))
+        .with_snapshot()
+        .await;
+    images_on(&mut maker, "never");
+    maker.sandbox.set("SEEDBED_IMAGES_POOL", &unique("seedbed-test-pool"));
+    make(&maker);
+    let Some((mut project, _)) = in_docker().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.text("select count(*) from shop.item").await, "5000");
+}
+
+pub(super) fn native_major() -> String {
     let bin_dir = newest_bin_dir();
     let version = shell(&format!("{}/postgres --version", bin_dir.display()));
     let number = version.rsplit("(PostgreSQL) ").next().expect("its version").to_owned();

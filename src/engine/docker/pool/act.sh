@@ -264,6 +264,9 @@ case "$act" in
     [ -f "$part/image.json" ] || fail "the archive was cut off"
     chown -R postgres:postgres "$part/data"
     stopped_cleanly "$part/data"
+    # Under its name it is whole also after a power cut. A clone waits for the same writes: with this one
+    # before it both took no longer than the clone alone (600 MB, three times).
+    sync -f "$part" 2>/dev/null || sync
     lock_images -x
     [ ! -d "$image" ] || mv -T "$image" "$frozen/.gone.${env##*/}.$$"
     mv -T "$part" "$image"
@@ -394,6 +397,8 @@ case "$act" in
       lock_env
       rm -rf "$env"
     fi
+    # Of an image that it was taking.
+    rm -rf "$root/images"/.*."${env##*/}" "$root/images/.gone.${env##*/}".*
     set -- "$root/envs"/*
     [ -e "$1" ] || shift
     echo "$was $#"
