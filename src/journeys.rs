@@ -473,7 +473,7 @@ pub struct CiOptions {
 /// # Errors
 /// What could not be tried; a check that does not hold stands in the [`Proof`].
 pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
-    let site = open(ctx, "ci").await?;
+    let mut site = open(ctx, "ci").await?;
     make_roles(ctx, &site).await?;
     let wish = Wish {
         seed: options.seed.clone(),
@@ -483,6 +483,9 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     };
     let built = async {
         let source = choose_source(ctx, &site, &wish).await?;
+        if let Some(built) = from_any_image(ctx, &mut site, &source, &wish).await? {
+            return Ok(built);
+        }
         let build = async |source: &Source| build(ctx, &site, source, &wish).await;
         from_first_whole(ctx, &site, &wish, source, build).await
     };
@@ -689,7 +692,7 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
         true => published::Arrival::None,
         false => match from_nearest_image(ctx, site, &source, &wish).await? {
             Some(built) => published::Arrival::Migrated(Box::new(built)),
-            None => published::arrive(ctx, site, &source, &wish).await?,
+            None => published::arrive(ctx, site, &source, &wish, published::For::Everybody).await?,
         },
     };
     let site_now = &*site;
@@ -890,6 +893,25 @@ async fn from_nearest_image(
     site.move_to(&ctx.uninterrupted(), server).await?;
     step.done(&facts.fingerprint);
     migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
+}
+
+/// As [`from_nearest_image`], and with what is published: for a database that nobody else is to see.
+async fn from_any_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    if database::find(&site.session, &ctx.config.database.name).await?.is_some() {
+        return Ok(None);
+    }
+    if let Some(built) = from_nearest_image(ctx, site, source, wish).await? {
+        return Ok(Some(built));
+    }
+    match published::arrive(ctx, site, source, wish, published::For::Scratch).await? {
+        published::Arrival::Migrated(built) => Ok(Some(*built)),
+        published::Arrival::None | published::Arrival::Live(_) => Ok(None),
+    }
 }
 
 /// Takes a database that came with an image out of sight and brings it to where this checkout is.

@@ -12,7 +12,7 @@ use super::{Error, estimate};
 use crate::ancestor;
 use crate::config::Published;
 use crate::context::Context;
-use crate::database::{self, Marker, Scratch};
+use crate::database::{self, Marker};
 use crate::engine::{self, ServerKind};
 use crate::error;
 use crate::image;
@@ -35,6 +35,15 @@ pub(crate) enum Arrival {
     Migrated(Box<Built>),
 }
 
+/// Whom an image is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// People.
+    Everybody,
+    /// Who made it alone: its database does not become live.
+    Scratch,
+}
+
 /// Takes the image of the source's snapshot, if there is one that fits and is faster than its rows.
 ///
 /// # Errors
@@ -44,6 +53,7 @@ pub(crate) async fn arrive(
     site: &mut Site,
     source: &Source,
     wish: &Wish,
+    whom: For,
 ) -> Result<Arrival, error::Error> {
     let Source::Snapshot { store, manifest } = source else { return Ok(Arrival::None) };
     let images = &ctx.config.images;
@@ -94,9 +104,13 @@ pub(crate) async fn arrive(
             return Ok(Arrival::None);
         }
     }
-    match fit {
-        Fit::Exact => serve(ctx, site, source, wish, (&found, place), &name).await,
-        Fit::Nearest => migrate(ctx, site, source, wish, &found, &name).await,
+    match (fit, whom) {
+        (Fit::Exact, For::Everybody) => {
+            serve(ctx, site, source, wish, (&found, place), &name).await
+        }
+        (Fit::Exact, For::Scratch) | (Fit::Nearest, _) => {
+            migrate(ctx, site, source, wish, (&found, fit), &name).await
+        }
     }
 }
 
@@ -361,25 +375,18 @@ async fn migrate(
     site: &mut Site,
     source: &Source,
     wish: &Wish,
-    found: &Image,
+    (found, fit): (&Image, Fit),
     name: &str,
 ) -> Result<Arrival, error::Error> {
     if !replace(ctx, site, wish, found, name).await? {
         return Ok(Arrival::None);
     }
-    // Nobody can come back to it: it is no build of this checkout.
-    site.engine.drop_images(ctx, &[name]).await?;
-    let database = &ctx.config.database.name;
-    let mut scratch = Scratch::out_of_sight(&site.server, database).await?;
-    let names = scratch.names();
-    match ctx.until_cancelled(journeys::migrate_clone(ctx, site, &names)).await {
-        Ok((migrated, schema_version)) => {
-            scratch.set_fingerprint(&journeys::fingerprint(ctx, site, source, wish)?);
-            scratch.set_base(journeys::base(ctx, site, source, wish)?);
-            Ok(Arrival::Migrated(Box::new(Built { scratch, migrated, schema_version })))
-        }
-        Err(error) => Err(journeys::given_up(ctx, scratch, error).await),
+    if fit == Fit::Nearest {
+        // Nobody can come back to it: it is no build of this checkout.
+        site.engine.drop_images(ctx, &[name]).await?;
     }
+    let built = journeys::migrate_out_of_sight(ctx, site, source, wish).await?;
+    Ok(Arrival::Migrated(Box::new(built)))
 }
 
 /// `false`: it could not be served, which was said, and the old data is.

@@ -17,7 +17,7 @@ mod prune;
 mod scrub;
 mod unpack;
 
-pub(crate) use arrive::{Arrival, arrive};
+pub(crate) use arrive::{Arrival, For, arrive};
 pub use document::Image;
 pub use make::{Made, can_be_made_for, make};
 pub use prune::{Swept, drop_of, prune};

@@ -289,6 +289,44 @@ async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ci_goes_on_from_an_image_where_there_is_no_database_yet() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    fs_err::remove_file(maker.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    make(&maker);
+    let project = newcomer(&maker, &native(), "always");
+    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let ci = project.run(&["ci"]).succeeds();
+    took(&ci);
+    assert!(ci.stdout.contains("V3__notes.sql: migrated"), "{}", ci.stdout);
+    assert!(ci.stdout.contains("pending migrations run: 1 script"), "{}", ci.stdout);
+    assert_eq!(project.databases().await, Vec::<String>::new());
+
+    project.sandbox.write("sql/V4__wrong.sql", "select 1 / 0;");
+    let ci = project.run(&["ci"]).exits(6);
+    assert!(ci.stderr.contains("V4__wrong.sql"), "{}", ci.stderr);
+    assert_eq!(project.databases().await, Vec::<String>::new());
+
+    // Exactly this checkout's: its scripts have run on the same rows.
+    for script in ["sql/V3__notes.sql", "sql/V4__wrong.sql"] {
+        fs_err::remove_file(project.sandbox.project().join(script)).expect("is there");
+    }
+    let ci = project.run(&["ci", "--databases", "2", "--", "true"]).succeeds();
+    took(&ci);
+    assert!(ci.stdout.contains("pending migrations run: 0 scripts"), "{}", ci.stdout);
+    assert_eq!(project.databases().await, Vec::<String>::new());
+
+    // Nothing that is live is replaced for it.
+    project.run(&["up"]).succeeds();
+    use_it(&project).await;
+    let used = project.contents().await;
+    let ci = project.run(&["ci"]).succeeds();
+    assert!(!ci.stderr.contains(TAKEN) && ci.stderr.contains("restore tables"), "{}", ci.stderr);
+    assert_eq!(project.contents().await, used);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_in_the_way_is_said_and_the_rows_are_loaded() {
     let (maker, contents) = published().await;
     let store = store_of(&maker);
