@@ -486,6 +486,10 @@ async fn container_images_that_were_made_by_themselves_take_each_others_images()
     images_on(&mut maker, "never");
     maker.sandbox.set("SEEDBED_IMAGES_POOL", &unique("seedbed-test-pool"));
     make(&maker);
+    // The official image's `template1` sorts by `en_US.utf8`, whatever the database does.
+    let document = fs_err::read(shell(&format!("ls {}/images/*.json", store_of(&maker))));
+    let image = seedbed::published::Image::read(&document.expect("one image")).expect("an image");
+    assert!(image.platform.libc.is_some(), "{:?}", image.platform);
     let Some((mut project, _)) = in_docker().await else { return };
     images_on(&mut project, "always");
     project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());

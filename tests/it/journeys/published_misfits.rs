@@ -55,6 +55,37 @@ async fn each_difference_of_the_servers_is_said_and_the_rows_are_loaded() {
     took(&newcomer(&maker, &native(), "always").run(&["up"]).succeeds());
 }
 
+/// Where only bytes are compared an image fits whatever the library's version is.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_sorts_text_binds_an_image_to_the_library_that_does() {
+    let by_icu = "collate \"und-x-icu\"";
+    for (script, is_bound) in [
+        ("create table shop.note (body text);".to_owned(), false),
+        (
+            "create type shop.span as range (subtype = text, collation = \"und-x-icu\");"
+                .to_owned(),
+            true,
+        ),
+        (format!("create table shop.note (body text check (body < 'm' {by_icu}));"), true),
+        (format!("create index on shop.item (cents) where label < 'm' {by_icu};"), true),
+        (
+            format!(
+                "create materialized view shop.first as
+                 select item_id from shop.item where label < 'm' {by_icu};"
+            ),
+            true,
+        ),
+    ] {
+        let mut maker = Project::native().with_snapshot().await;
+        images_on(&mut maker, "never");
+        maker.sandbox.write("sql/V3__sorted.sql", &script);
+        make(&maker);
+        let image = fs_err::read(document(&maker)).expect("readable");
+        let platform = Image::read(&image).expect("a document").platform;
+        assert_eq!(platform.icu.is_some(), is_bound, "{script}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f27_a_document_that_names_files_elsewhere_is_not_taken_whoever_has_sealed_it() {
     let (maker, contents) = published().await;
