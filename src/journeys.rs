@@ -878,7 +878,14 @@ async fn from_nearest_image(
         return Ok(None);
     }
     let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
-    let images = image::of_base(ctx, &site.engine, &base).await?;
+    let images = match image::of_base(ctx, &site.engine, &base).await {
+        Ok(images) => images,
+        Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.note(format!("no image is gone on from: {error}"));
+            return Ok(None);
+        }
+    };
     let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
     let here = ancestor::Here::new(ctx, &site.scripts);
     let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
@@ -889,7 +896,17 @@ async fn from_nearest_image(
     }
     ctx.report.note(nearest.note("image"));
     let step = ctx.report.step("serve a clone of the image");
-    let server = site.engine.replace(ctx, &facts.fingerprint, wish.keep).await?;
+    let server = match site.engine.replace(ctx, &facts.fingerprint, wish.keep).await {
+        Ok(server) => server,
+        Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            ctx.report.warn(format!("the image is not taken: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            return Ok(None);
+        }
+    };
     site.move_to(&ctx.uninterrupted(), server).await?;
     step.done(&facts.fingerprint);
     migrate_out_of_sight(ctx, site, source, wish).await.map(Some)

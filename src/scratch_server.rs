@@ -127,7 +127,9 @@ fn surroundings(ctx: &Context, purpose: Purpose) -> Context {
     config.engine.superuser_password = None;
     if config.engine.kind == EngineKind::External {
         config.engine.kind = EngineKind::Auto;
-        config.engine.image = format!("postgres:{}", purpose.major);
+        if purpose.major > 0 {
+            config.engine.image = format!("postgres:{}", purpose.major);
+        }
     }
     Context { config: Arc::new(config), ..ctx.clone() }
 }

@@ -71,8 +71,10 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
         server,
         database: None,
     };
+    let mut ours = false;
     let (server, target) = match connect::running(ctx).await? {
         Some(server) => {
+            ours = server.started_by_us;
             let target = connect::owner(ctx, &server, &ctx.config.database.name);
             let maintenance = server.admin.clone();
             (Some((server.kind.as_str().to_owned(), maintenance)), target)
@@ -97,8 +99,10 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
     session.close().await;
     let lent = lend::count(&all, &target.database);
     let found = all.into_iter().find(|found| found.name == target.database);
-    let resets = match engine::chosen_before(ctx).await? {
-        Some(engine) => Some(engine.rung(ctx).await?),
+    let engine = if ours { engine::chosen_before(ctx).await? } else { None };
+    let resets = match engine {
+        // What cannot be looked at now is no reason not to show the rest.
+        Some(engine) => engine.rung(ctx).await.ok(),
         None => None,
     };
     let (host, port) = (target.host.clone(), target.port);

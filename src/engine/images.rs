@@ -310,7 +310,7 @@ impl Engine {
         }
     }
 
-    /// What a reset clones here; looks, and makes nothing.
+    /// What a reset clones here. No pool is made for it; natively one file is cloned for a moment.
     ///
     /// # Errors
     /// Why it cannot be looked at.

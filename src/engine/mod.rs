@@ -176,12 +176,11 @@ struct Identity {
     libraries: String,
 }
 
-/// One collation tells of the C library, one of ICU.
+/// Collations of the C library that compare bytes have no version; one tells of ICU, whose many take long.
 const LIBRARIES: &str = "concat_ws(' ',
+    (select max(pg_collation_actual_version(oid)) from pg_collation where collprovider = 'c'),
     (select pg_collation_actual_version(oid) from pg_collation
-     where collprovider = 'c' and collname not in ('C', 'POSIX', 'ucs_basic') limit 1),
-    (select pg_collation_actual_version(oid) from pg_collation
-     where collprovider = 'i' and collname = 'und-x-icu'),
+     where collname = 'und-x-icu' and collnamespace = 'pg_catalog'::regnamespace),
     (select string_agg(name || ' ' || default_version, ' ' order by name) from pg_available_extensions))";
 
 async fn identify(admin: &Target) -> Result<Identity, crate::pg::Error> {

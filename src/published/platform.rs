@@ -26,9 +26,15 @@ pub struct Platform {
     /// Version of ICU's rules; `None`: it sorts nothing here.
     pub icu: Option<String>,
     /// Whether values may be compressed with lz4; of a server, whether it can.
+    #[serde(default = "possible")]
     pub lz4: bool,
     /// Name and version of each extension in the database.
     pub extensions: Vec<(String, String)>,
+}
+
+/// Of a document that does not say it.
+fn possible() -> bool {
+    true
 }
 
 const LAYOUT: &str = "

@@ -544,8 +544,18 @@ impl Client {
             told = Some(value);
         }
         let _ = input.shutdown().await;
-        written.collect(output).await.map_err(call(action.clone()))?;
-        Ok((self.ended(&id, written, action).await?, told))
+        let end = async {
+            written.collect(output).await.map_err(call(action.clone()))?;
+            self.ended(&id, written, action).await
+        };
+        match (end.await, told) {
+            // What was found out counts; its container may be another one by now.
+            (Err(error), Some(value)) => {
+                let stderr = error.to_string().into_bytes();
+                Ok((ExecOutput { stdout: Vec::new(), stderr, status: -1 }, Some(value)))
+            }
+            (end, told) => Ok((end?, told)),
+        }
     }
 
     /// Holds the standard input of a container that was made with [`Life::WhileAttached`]; call it

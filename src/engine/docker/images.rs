@@ -109,7 +109,7 @@ impl DockerEngine {
         then: Option<(&str, &[&str])>,
     ) -> Result<(Server, Result<String, Error>), Error> {
         let pool = Pool::ensure(ctx, &self.client, image, &ctx.config.images.pool).await?;
-        let step = ctx.report.step("move the data to where clones share blocks");
+        let step = ctx.report.step("move to where clones share blocks");
         let container = self.container().await?;
         let before = state.clone();
         let moved = async {

@@ -356,7 +356,8 @@ async fn sweep(client: &Client, name: &str) -> Result<(), Error> {
         let is_left = found.ended.is_some_and(|ended| ended.duration_until(now) > LEFT);
         let is_helper = found.labels.get(label::ROLE).is_some_and(|role| role == "pool");
         if is_helper && is_left && !found.running && !found.starting {
-            client.remove(&user).await?;
+            // Somebody else may be at it.
+            let _ = client.remove(&user).await;
         }
     }
     Ok(())

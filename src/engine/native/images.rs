@@ -36,9 +36,9 @@ impl NativeEngine {
         self.home.join("data.kept")
     }
 
-    /// Whether the data was cloned from an image or a point, which may be another environment's.
+    /// Whether the data may have been cloned, from an image or a point with another password.
     pub(super) fn is_from_elsewhere(&self) -> bool {
-        self.data().join(FROM).is_file()
+        self.data().join(FROM).is_file() || self.points().images_dir.is_dir()
     }
 
     /// The same with the environment's points in the place of images: they go with its data.

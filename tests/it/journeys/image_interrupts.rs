@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 use super::Project;
 use super::image_kills::{Contents, PATIENCE, ready};
-use super::images::{in_docker, native_with_reflinks, use_it};
+use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::{self, Run, strace};
 
@@ -26,6 +26,8 @@ fn interrupt(project: &Project, args: &[&str], stop: usize) -> Option<(Run, Stri
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
     kill(pid, Signal::SIGINT).expect("it runs");
     let at = proxy.seen().last().cloned().unwrap_or_default();
+    // The signal is to come before the answer.
+    shell("sleep 1");
     proxy.go_on();
     let output = child.wait_with_output().expect("our own child");
     Some((project.sandbox.ended(args, output), at))

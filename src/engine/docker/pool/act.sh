@@ -286,6 +286,8 @@ case "$act" in
     about "$3"
     # The volume that it came from is removed next.
     sync
+    # Of a move that failed before.
+    rm -f "$env/previous" "$env/kept"
     point current "$1"
     sweep_generations
     ;;
@@ -301,6 +303,8 @@ case "$act" in
     about "$4"
     # The volume with the old data is removed next.
     sync
+    # Of a move that failed before.
+    rm -f "$env/previous" "$env/kept"
     point current "$2"
     sweep_generations
     ;;
