@@ -392,13 +392,6 @@ async fn look(
     Ok(Look::parse(&run(ctx, client, image, name, new, Vec::new()).await?))
 }
 
-/// The smallest empty file system that can take all that is free below it, as far as `most` bytes allow. What
-/// it has more than that is taken up (`ballast` in `act.sh`) until there is room.
-fn fitting(most: u64, free: u64) -> Option<(u64, &'static [u8])> {
-    let allowed = || GEOMETRIES.iter().copied().filter(|(gib, _)| gib << 30 <= most.max(SMALLEST));
-    allowed().rev().find(|(gib, _)| gib << 30 >= free).or_else(|| allowed().next())
-}
-
 /// Attaches the file to this device; makes it first. `false`: somebody else has taken the device.
 async fn attach(
     ctx: &Context,
@@ -409,8 +402,9 @@ async fn attach(
     file: &str,
     number: u32,
 ) -> Result<bool, Error> {
-    let fitting = fitting(ctx.config.images.pool_size, look.free);
-    let Some((gib, blocks)) = fitting.filter(|_| look.file.is_some() || look.free >= SMALLEST)
+    let wanted = ctx.config.images.pool_size.min(look.free);
+    let fitting = GEOMETRIES.iter().find(|&&(gib, _)| gib << 30 <= wanted.max(SMALLEST));
+    let Some(&(gib, blocks)) = fitting.filter(|_| look.file.is_some() || look.free >= SMALLEST)
     else {
         return Err(no_pool("less than 16 GiB are free where the daemon keeps its volumes"));
     };
@@ -596,7 +590,7 @@ async fn run_made(
 
 #[cfg(test)]
 mod tests {
-    use super::{GEOMETRIES, Look, fitting, geometry};
+    use super::{GEOMETRIES, Look, geometry};
 
     #[test]
     fn what_was_seen_is_read_line_by_line() {
@@ -606,17 +600,6 @@ mod tests {
         assert_eq!(look.file.as_deref(), Some("a-1.xfs"));
         assert_eq!((look.attached, look.unused), (Some(3), vec![0, 12]));
         assert!(Look::parse("reflinks\nfree 1\n").reflinks);
-    }
-
-    #[test]
-    fn a_pool_can_hold_all_that_is_free() {
-        let gib = |most: u64, free: u64| fitting(most << 30, free << 30).map(|(gib, _)| gib);
-        assert_eq!(gib(256, 17), Some(64));
-        assert_eq!(gib(256, 16), Some(16));
-        assert_eq!(gib(256, 59), Some(64));
-        assert_eq!(gib(256, 900), Some(256));
-        assert_eq!(gib(40, 900), Some(16));
-        assert_eq!(gib(1, 900), Some(16));
     }
 
     #[test]
