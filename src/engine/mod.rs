@@ -176,9 +176,9 @@ struct Identity {
     libraries: String,
 }
 
-/// Collations of the C library that compare bytes have no version; one tells of ICU, whose many take long.
-const LIBRARIES: &str = "concat_ws(' ',
-    (select max(pg_collation_actual_version(oid)) from pg_collation where collprovider = 'c'),
+/// Nothing here may come with the data, as collations of the C library do: that is told by the build, whose
+/// version names the distribution.
+const LIBRARIES: &str = "concat_ws(' ', version(),
     (select pg_collation_actual_version(oid) from pg_collation
      where collname = 'und-x-icu' and collnamespace = 'pg_catalog'::regnamespace),
     (select string_agg(name || ' ' || default_version, ' ' order by name) from pg_available_extensions))";
