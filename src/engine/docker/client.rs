@@ -19,7 +19,8 @@ use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
     DownloadFromContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
     LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
-    StopContainerOptionsBuilder, UploadToContainerOptionsBuilder, WaitContainerOptions,
+    StopContainerOptionsBuilder, TopOptionsBuilder, UploadToContainerOptionsBuilder,
+    WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -478,6 +479,14 @@ impl Client {
         let (received, ()) = futures_util::join!(written.collect(output), send);
         received.map_err(call(action.clone()))?;
         self.ended(&id, written, action).await
+    }
+
+    /// The command lines of what runs in a container; none where they cannot be had.
+    pub async fn command_lines(&self, name: &str) -> Vec<String> {
+        let options = TopOptionsBuilder::new().ps_args("-eo pid,args").build();
+        let top = self.docker.top_processes(name, Some(options)).await;
+        let processes = top.ok().and_then(|top| top.processes).unwrap_or_default();
+        processes.into_iter().map(|columns| columns.join(" ")).collect()
     }
 
     /// Makes a program ready to be run in a running container: nothing of it happens before it is started.

@@ -9,6 +9,9 @@ use crate::engine::images::{Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Store
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
+/// A clone, a stop and a start of the server.
+const ACTS: std::time::Duration = std::time::Duration::from_secs(120);
+
 impl DockerEngine {
     /// The same with the environment's points in the place of images: they go with its data.
     pub(in crate::engine) fn points(&self) -> Self {
@@ -508,6 +511,22 @@ impl DockerEngine {
             0 => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             _ => Err(self.explained(act, &here, &output)),
         }
+    }
+
+    /// Waits for what a run that was killed has begun in the container: it would stop the server under us.
+    pub(super) async fn acts_have_ended(&self, ctx: &Context, id: &str) -> Result<(), Error> {
+        let act = format!(" {} {} ", self.hash, pool::held());
+        super::ready::until(ctx, ACTS, async || {
+            let lines = self.client.command_lines(id).await;
+            match lines.iter().any(|line| line.contains(&act)) {
+                true => Err(Error::DockerCall {
+                    action: format!("come to {}", self.what()),
+                    reason: "what another run has begun there goes on".to_owned(),
+                }),
+                false => Ok(()),
+            }
+        })
+        .await
     }
 
     /// The running container whose data lies in the pool.

@@ -234,6 +234,9 @@ impl DockerEngine {
             && let Some(port) = container.port
             && state.docker.as_ref().is_some_and(|known| known.provisioned)
         {
+            if container.labels.contains_key(label::POOL) {
+                self.acts_have_ended(ctx, &container.id).await?;
+            }
             return self.connect_to(ctx, &mut state, port).await;
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;

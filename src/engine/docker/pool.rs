@@ -234,7 +234,7 @@ pub(super) fn data_of(hash: &str) -> String {
 }
 
 /// The file that keeps a server down on purpose.
-fn held() -> &'static str {
+pub(super) fn held() -> &'static str {
     "/run/seedbed.held"
 }
 
