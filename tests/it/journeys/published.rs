@@ -256,14 +256,24 @@ async fn an_image_is_published_to_s3_and_taken_from_there() {
     assert_eq!(project.text("select count(*) from shop.item").await, "5000");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
+/// A maker with its image and a newcomer; nobody goes on from behind a repeatable script.
+async fn without_repeatables() -> (Project, Project) {
+    let without = |project: &Project| {
+        let view = project.sandbox.project().join("sql/R__totals.sql");
+        fs_err::remove_file(view).expect("is there");
+    };
     let mut maker = Project::native().with_snapshot().await;
     images_on(&mut maker, "never");
-    fs_err::remove_file(maker.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    without(&maker);
     make(&maker);
     let project = newcomer(&maker, &native(), "always");
-    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    without(&project);
+    (maker, project)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
+    let (maker, project) = without_repeatables().await;
     // A script that fails leaves no database, as in a build.
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text); select 1 / 0;");
     let up = project.run(&["up"]).exits(6);
@@ -290,12 +300,7 @@ async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ci_goes_on_from_an_image_where_there_is_no_database_yet() {
-    let mut maker = Project::native().with_snapshot().await;
-    images_on(&mut maker, "never");
-    fs_err::remove_file(maker.sandbox.project().join("sql/R__totals.sql")).expect("is there");
-    make(&maker);
-    let project = newcomer(&maker, &native(), "always");
-    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    let (_maker, project) = without_repeatables().await;
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     let ci = project.run(&["ci"]).succeeds();
     took(&ci);
