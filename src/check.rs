@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 
+use crate::build::{self, Built};
 use crate::connect;
 use crate::context::Context;
 use crate::error::Error;
-use crate::journeys::{self, Built, CiOptions, Proof, Site};
+use crate::journeys::{self, CiOptions, Proof};
 use crate::lend::Copies;
 use crate::migrate;
 use crate::pg::Target;
 use crate::pg::names::DatabaseName;
 use crate::report::{Check, format};
+use crate::site::Site;
 
 /// Tests that are told to end write their reports first.
 const GRACE: Duration = Duration::from_secs(5);
@@ -100,7 +102,7 @@ async fn second_migrate(
     // Read anew, as a second run would: a placeholder may have another value now.
     let scripts = migrate::resolve(ctx, names, site.owner(ctx))?;
     let options = migrate::Options::default();
-    let (again, _) = journeys::run_scripts(ctx, &scripts, target, names, &options).await?;
+    let (again, _) = build::run_scripts(ctx, &scripts, target, names, &options).await?;
     Ok(Check {
         name: "second migrate is a no-op".to_owned(),
         passed: again.is_empty(),

@@ -55,7 +55,7 @@ impl Facts {
             project: ctx.config.project.to_string(),
             server_version_num,
             roles: image.roles.clone(),
-            origin: Some(crate::journeys::origin_of(manifest)),
+            origin: Some(crate::source::origin_of(manifest)),
             schema_version: image.schema_version.clone(),
             base: None,
             applied: Vec::new(),
@@ -241,7 +241,7 @@ pub(crate) async fn freeze(
         origin: marker.origin,
         schema_version,
         applied: match &marker.base {
-            Some(_) => crate::journeys::applied(ctx, &connect::owner(ctx, server, name)).await?,
+            Some(_) => crate::build::applied(ctx, &connect::owner(ctx, server, name)).await?,
             None => Vec::new(),
         },
         base: marker.base,

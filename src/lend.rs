@@ -16,12 +16,14 @@ use crate::copy::Original;
 use crate::database::{self, Found, Kind, Lease, Marker, Origin, Scratch};
 use crate::engine::{Server, ready};
 use crate::error::{self, Exit};
+use crate::fingerprint::{self, Rows};
 use crate::guard;
-use crate::journeys::{self, Files, Rows};
+use crate::journeys;
 use crate::lock;
 use crate::pg::{self, Session, Target, quote};
 use crate::report::format;
 use crate::seed;
+use crate::site::{self, Files};
 use crate::template;
 
 /// Why nothing is lent, or not taken back.
@@ -246,7 +248,7 @@ fn live_origin(found: &[Found], database: &str) -> Result<Origin, error::Error> 
 /// `found` came from.
 fn fingerprint(ctx: &Context, server: &Server, found: &[Found]) -> Result<String, error::Error> {
     let origin = live_origin(found, &ctx.config.database.name)?;
-    let Files { accounts, scripts } = journeys::read_files(ctx)?;
+    let Files { accounts, scripts } = site::read_files(ctx)?;
     let seeds = match origin {
         Origin::Files => seed::files(ctx)?,
         Origin::Snapshot { .. } | Origin::Empty => Vec::new(),
@@ -256,7 +258,7 @@ fn fingerprint(ctx: &Context, server: &Server, found: &[Found]) -> Result<String
         Origin::Files if !seeds.is_empty() => Rows::Files(&seeds),
         Origin::Files | Origin::Empty => Rows::None,
     };
-    journeys::fingerprint_of(ctx, server, &scripts, &accounts, &rows, None)
+    fingerprint::of_build(ctx, server, &scripts, &accounts, &rows, None)
 }
 
 /// One run makes it; those that come meanwhile wait, and find it.

@@ -8,6 +8,7 @@
 
 pub(crate) mod ancestor;
 pub mod branch;
+mod build;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -19,6 +20,8 @@ pub mod doctor;
 pub mod engine;
 pub mod env;
 pub mod error;
+pub(crate) mod fingerprint;
+mod frozen;
 pub(crate) mod git;
 pub mod guard;
 pub mod image;
@@ -35,7 +38,9 @@ pub mod report;
 pub mod saved;
 pub mod scratch_server;
 pub mod seed;
+mod site;
 pub mod snapshot;
+pub mod source;
 pub mod status;
 pub mod store;
 pub mod template;

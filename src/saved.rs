@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::branch::{nearest, there_are};
+use crate::build;
 use crate::config::slug;
 use crate::connect;
 use crate::context::Context;
@@ -16,9 +17,9 @@ use crate::engine::{self, Engine, Keep, Server, Stored};
 use crate::error::{self, Exit};
 use crate::guard;
 use crate::image;
-use crate::journeys;
 use crate::lock::{self, ProjectLock};
 use crate::pg::Session;
+use crate::site;
 use crate::snapshot::{history, manifest};
 
 const FORMAT: u32 = 1;
@@ -134,7 +135,7 @@ async fn open(ctx: &Context, verb: &str) -> Result<Site, error::Error> {
     let lock = lock::project(&ctx.state_dir(), verb)?;
     let engine = engine::chosen_before(ctx).await?.ok_or(error::Error::NoServer)?;
     let server = engine.ensure(ctx).await?;
-    journeys::let_pass(ctx, &server, verb).await?;
+    site::let_pass(ctx, &server, verb).await?;
     let session = connect::session(&server.admin).await?;
     lock::database(&session, &ctx.config.database.name).await?;
     database::recover(ctx, &server, &ctx.config.database.name).await?;
@@ -444,7 +445,7 @@ fn read(ctx: &Context, stored: &Stored) -> Option<Point> {
 /// The live database's version, by its own history: the files may say anything.
 async fn schema_version(ctx: &Context, server: &Server) -> Result<Option<String>, error::Error> {
     let target = connect::owner(ctx, server, &ctx.config.database.name);
-    let rows = journeys::applied(ctx, &target).await?;
+    let rows = build::applied(ctx, &target).await?;
     let rows: Vec<manifest::Applied> = rows.iter().map(crate::ancestor::as_in_a_manifest).collect();
     Ok(history::current_version(&rows))
 }

@@ -4,48 +4,11 @@
 //! with their settings and placeholders, users files, seed files. A template of another fingerprint is never used, and the newest replaces the
 //! older ones of the same database. Nobody can connect to a template, so it can be cloned any time.
 
-use sha2::{Digest, Sha256};
-
 use crate::ancestor;
 use crate::context::Context;
 use crate::database::{self, Applied, Error, Found, Kind, Marker, Scratch};
 use crate::engine::Server;
 use crate::pg::{Session, quote};
-
-/// Collects what a build depends on.
-pub struct Fingerprint {
-    hash: Sha256,
-}
-
-impl Fingerprint {
-    /// Begins with the server: a template is only good on the version that made it.
-    pub fn new(server: &Server) -> Self {
-        let mut this = Self::anywhere();
-        this.add("server", server.version_num.to_string());
-        this
-    }
-
-    /// Of what a build gives on whatever server.
-    pub fn anywhere() -> Self {
-        let mut this = Self { hash: Sha256::new() };
-        // 3: the template has the privileges on the database as well.
-        this.add("format", "3");
-        this
-    }
-
-    /// Adds one fact; length-prefixed, so that no two lists of facts collide.
-    pub fn add(&mut self, name: &str, value: impl AsRef<[u8]>) {
-        for part in [name.as_bytes(), value.as_ref()] {
-            self.hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
-            self.hash.update(part);
-        }
-    }
-
-    /// 24 hexadecimal digits.
-    pub fn finish(self) -> String {
-        self.hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
-    }
-}
 
 /// The ready template with this fingerprint, cloned into a scratch database.
 ///

@@ -9,8 +9,9 @@ use crate::context::Context;
 use crate::engine::Keep;
 use crate::env::Env;
 use crate::error::{Error, Exit};
-use crate::journeys::{self, CiOptions, Fresh, Seed, Wish};
+use crate::journeys::{self, CiOptions, Fresh};
 use crate::snapshot::{export, find, prune, verify};
+use crate::source::{Seed, Wish};
 use crate::store::Store;
 use crate::{branch, connect, doctor, image, init, migrate, published, report, saved, status};
 

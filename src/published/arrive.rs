@@ -10,18 +10,22 @@ use super::platform::{self, Platform};
 use super::unpack::Source as Pieces;
 use super::{Error, estimate};
 use crate::ancestor;
+use crate::build::Built;
 use crate::config::Published;
 use crate::context::Context;
 use crate::database::{self, Marker};
 use crate::engine::{self, ServerKind};
 use crate::error;
+use crate::fingerprint::{self, PublishedKeys};
+use crate::frozen::{self, Live, Served};
 use crate::image;
-use crate::journeys::{self, Built, Ready, Site, Source, Wish};
 use crate::pg::names::DatabaseName;
 use crate::pg::{self, Session, quote};
 use crate::report::format;
+use crate::site::Site;
 use crate::snapshot::chunk;
 use crate::snapshot::manifest::Manifest;
+use crate::source::{self, Source, Wish};
 use crate::store::{Store, cache::Cache};
 use crate::{template, users};
 
@@ -30,7 +34,7 @@ pub(crate) enum Arrival {
     /// None is there, or none is to be taken.
     None,
     /// It is live.
-    Live(Box<Ready>),
+    Live(Live),
     /// It is migrated to where this checkout is, and to be swapped in.
     Migrated(Box<Built>),
 }
@@ -60,7 +64,7 @@ pub(crate) async fn arrive(
     if !images.enabled || images.published == Published::Never || !site.server.started_by_us {
         return Ok(Arrival::None);
     }
-    let keys = journeys::published_keys(ctx, site, source, wish)?;
+    let keys = fingerprint::published(ctx, site, source, wish)?;
     let found = ctx.until_cancelled(find(ctx, site, store, &manifest.id, &keys)).await;
     let found = match found {
         Ok(found) => found,
@@ -80,7 +84,7 @@ pub(crate) async fn arrive(
         }
     };
     let name = match fit {
-        Fit::Exact => journeys::fingerprint(ctx, site, source, wish)?,
+        Fit::Exact => fingerprint::fingerprint(ctx, site, source, wish)?,
         // Environments share a pool, and each removes its own.
         Fit::Nearest => {
             let environment = chunk::short_hash(ctx.state_dir().as_str().as_bytes());
@@ -144,7 +148,7 @@ async fn find(
     site: &Site,
     store: &Store,
     snapshot: &str,
-    keys: &journeys::PublishedKeys,
+    keys: &PublishedKeys,
 ) -> Result<Option<(Image, Fit)>, error::Error> {
     let entries = store.list(&format!("{PREFIX}{snapshot}_")).await?;
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
@@ -317,7 +321,7 @@ async fn serve(
     let live = database::find(&site.session, &database).await?;
     let marker = match live.and_then(|live| live.marker) {
         Some(marker) => {
-            let base = journeys::base(ctx, site, source, wish)?;
+            let base = fingerprint::base(ctx, site, source, wish)?;
             let marker = Marker {
                 fingerprint: Some(name.to_owned()),
                 base,
@@ -338,11 +342,10 @@ async fn serve(
         (Place::Data, None) => {}
     }
     let origin = match source {
-        Source::Snapshot { manifest, .. } => Some(journeys::origin_of(manifest)),
+        Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),
         Source::Files(_) | Source::Nothing => None,
     };
-    let ready = journeys::ready(ctx, site, Vec::new(), found.schema_version.clone(), origin);
-    Ok(Arrival::Live(Box::new(ready)))
+    Ok(Arrival::Live(Live { schema_version: found.schema_version.clone(), origin }))
 }
 
 /// Removes images of this machine that are old or too much by now.
@@ -384,8 +387,10 @@ async fn migrate(
     if fit == Fit::Nearest {
         // Nobody can come back to it: it is no build of this checkout.
         site.engine.drop_images(ctx, &[name]).await?;
+    } else {
+        ctx.report.note("its scripts ran when the image was made");
     }
-    let built = journeys::migrate_out_of_sight(ctx, site, source, wish).await?;
+    let built = frozen::migrate_out_of_sight(ctx, site, source, wish).await?;
     Ok(Arrival::Migrated(Box::new(built)))
 }
 
@@ -397,31 +402,16 @@ async fn replace(
     found: &Image,
     name: &str,
 ) -> Result<bool, error::Error> {
-    let database = ctx.config.database.name.clone();
-    // Somebody may have come while it was fetched; nobody does from here on.
-    if let Some(other) = image::held_with(&site.session, &database, Some(&found.roles)).await? {
-        ctx.report.note(format!("loading rows: the image would replace {other} as well"));
-        site.engine.drop_images(ctx, &[name]).await?;
-        return Ok(false);
-    }
-    let ended = database::sessions(&site.session, &database).await.map_err(error::Error::Server)?;
-    let step = ctx.report.step("serve it");
-    match site.engine.replace(ctx, name, wish.keep).await {
-        Ok(server) => {
-            database::note_ended(ctx, ended, &database);
-            site.move_to(&ctx.uninterrupted(), server).await?;
-            step.done("");
-            Ok(true)
+    match frozen::serve(ctx, site, wish, (name, &found.roles)).await? {
+        Served::Yes => return Ok(true),
+        Served::Shared(other) => {
+            ctx.report.note(format!("loading rows: the image would replace {other} as well"));
         }
-        Err(_) if ctx.cancel.is_cancelled() => Err(error::Error::Interrupted),
-        Err(error) => {
-            drop(step);
+        Served::No(error) => {
             ctx.report.warn(format!("loading rows, the published image {}: {error}", found.id));
-            let server = site.engine.ensure(ctx).await?;
-            site.move_to(ctx, server).await?;
-            // Nor is it to be tried by the next reset.
-            site.engine.drop_images(ctx, &[name]).await?;
-            Ok(false)
         }
     }
+    // Nor is it to be tried by the next reset.
+    site.engine.drop_images(ctx, &[name]).await?;
+    Ok(false)
 }

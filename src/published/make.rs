@@ -16,17 +16,18 @@ use crate::engine::Keep;
 use crate::error;
 use crate::guard;
 use crate::image;
-use crate::journeys::{self, Seed, Site, Source, Wish};
 use crate::pg::{self, Session};
 use crate::report::{StepRecord, format};
 use crate::scratch_server::{self, Purpose};
+use crate::site::{self, Site};
 use crate::snapshot;
 use crate::snapshot::choose::Facts;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
+use crate::source::{Seed, Source, Wish};
 use crate::store::{Put, Store};
-use crate::{ancestor, connect};
+use crate::{ancestor, build, connect, fingerprint};
 
 const VERB: &str = "snapshot image";
 
@@ -68,7 +69,7 @@ pub fn can_be_made_for(ctx: &Context) -> Result<(), error::Error> {
 /// Any; there is no image then.
 pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error> {
     can_be_made_for(ctx)?;
-    let files = journeys::read_files(ctx)?;
+    let files = site::read_files(ctx)?;
     let store = Store::open(ctx).await?;
     let wanted = match id {
         Some(id) => Wanted::Id(id.to_owned()),
@@ -246,7 +247,7 @@ async fn build_and_store(
     site: Site,
     manifest: Manifest,
 ) -> Result<Image, error::Error> {
-    journeys::make_roles(ctx, &site).await?;
+    site::make_roles(ctx, &site).await?;
     let snapshot_id = manifest.id.clone();
     let wish =
         Wish { seed: Seed::Id(snapshot_id.clone()), to: None, skip_damaged: false, keep: Keep::No };
@@ -254,14 +255,14 @@ async fn build_and_store(
     // The building reads through a door of its own.
     let source =
         Source::Snapshot { store: Box::new(Store::open(ctx).await?), manifest: Box::new(manifest) };
-    let keys = journeys::published_keys(ctx, &site, &source, &wish)?;
-    let built = journeys::build(ctx, &site, &source, &wish).await?;
+    let keys = fingerprint::published(ctx, &site, &source, &wish)?;
+    let built = build::build(ctx, &site, &source, &wish).await?;
     let schema_version = built.schema_version;
     let name = built.scratch.final_name().to_owned();
     database::swap_in(ctx, built.scratch, Keep::No).await?;
 
     let target = connect::owner(ctx, &site.server, &name);
-    let applied = journeys::applied(ctx, &target).await?;
+    let applied = build::applied(ctx, &target).await?;
     let session = connect::session(&site.server.admin.with_database(&name)).await?;
     let platform = Platform::of_data(&session).await.map_err(|error| error::Error::Database {
         what: "ask what the data is bound to".to_owned(),

@@ -1,0 +1,142 @@
+//! The one build: scratch database → accounts → rows → scripts → seed files → grants.
+
+use crate::connect;
+use crate::context::Context;
+use crate::database::{self, Applied, Origin, Scratch};
+use crate::error::Error;
+use crate::fingerprint::{base, fingerprint};
+use crate::migrate::{self, Scripts};
+use crate::pg::Target;
+use crate::pg::names::DatabaseName;
+use crate::site::Site;
+use crate::snapshot::{self, load};
+use crate::source::{Source, Wish, origin_of};
+use crate::{seed, users};
+
+/// A database that is whole and not live yet.
+pub(crate) struct Built {
+    pub scratch: Scratch,
+    pub migrated: Vec<migrate::Ran>,
+    pub schema_version: Option<String>,
+}
+
+/// Brings a clone of an older build to where this checkout is.
+pub(crate) async fn migrate_clone(
+    ctx: &Context,
+    site: &Site,
+    names: &DatabaseName,
+) -> Result<Ran, Error> {
+    users::apply_before(ctx, &site.server.admin, names, &site.accounts).await?;
+    let target = connect::owner(ctx, &site.server, &names.actual);
+    let options = migrate::Options::default();
+    let ran = run_scripts(ctx, &site.scripts, &target, names, &options).await?;
+    users::apply_after(ctx, &site.server.admin, names, &site.accounts).await?;
+    Ok(ran)
+}
+
+/// The migration history of a database; empty where it has none.
+pub(crate) async fn applied(ctx: &Context, target: &Target) -> Result<Vec<Applied>, Error> {
+    let session = connect::session(target).await?;
+    let rows = migrate::read_history(&session, &ctx.config.migrate).await?;
+    session.close().await;
+    let rows = rows.unwrap_or_default().into_iter();
+    Ok(rows
+        .map(|row| Applied {
+            rank: row.installed_rank,
+            version: row.version,
+            description: row.description,
+            kind: row.kind,
+            checksum: row.checksum,
+            success: row.success,
+        })
+        .collect())
+}
+
+/// Drops what was being built; returns why.
+pub(crate) async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> Error {
+    if let Err(left) = scratch.discard().await {
+        ctx.report.detail(format!("the next run removes what is left: {left}"));
+    }
+    error
+}
+
+/// Creates a scratch database and fills it: accounts → rows → scripts → files → grants.
+/// On an error the scratch database is dropped.
+pub(crate) async fn build(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Built, Error> {
+    let name = &ctx.config.database.name;
+    let owner = site.owner(ctx);
+    let locale = match source {
+        Source::Snapshot { manifest, .. } => snapshot::locale(manifest),
+        Source::Files(_) | Source::Nothing => database::Locale::default(),
+    };
+    let mut scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
+    // In a box: the compiler gives up on futures that are nested as deep as this one.
+    let filled = Box::pin(fill(ctx, site, source, wish, &mut scratch));
+    let filled = ctx.until_cancelled(filled).await;
+    match filled {
+        Ok(outcome) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            scratch.set_base(base(ctx, site, source, wish)?);
+            let (migrated, schema_version) = outcome;
+            Ok(Built { scratch, migrated, schema_version })
+        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+async fn fill(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    scratch: &mut Scratch,
+) -> Result<Ran, Error> {
+    let names = scratch.names();
+    let owner = site.owner(ctx);
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    if let Source::Snapshot { store, manifest } = source {
+        let tools = &site.server.tools;
+        load::load(ctx, &scratch.admin(), owner, tools, store, manifest).await?;
+    }
+    let target = connect::owner(ctx, &site.server, scratch.name());
+    let options = migrate::Options { target: wish.to.clone() };
+    let outcome = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
+    if let Source::Files(files) = source {
+        for file in files {
+            seed::load_file(ctx, &target, Some(&site.server.tools), file).await?;
+        }
+    }
+    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+    scratch.set_origin(match source {
+        Source::Snapshot { manifest, .. } => origin_of(manifest),
+        Source::Files(_) => Origin::Files,
+        Source::Nothing => Origin::Empty,
+    });
+    Ok(outcome)
+}
+
+/// Scripts that ran, and the schema version after them.
+pub(crate) type Ran = (Vec<migrate::Ran>, Option<String>);
+
+/// The pending scripts. A project without any works too: what a snapshot brought then has no history,
+/// and needs none.
+pub(crate) async fn run_scripts(
+    ctx: &Context,
+    scripts: &Scripts,
+    target: &Target,
+    names: &DatabaseName,
+    options: &migrate::Options,
+) -> Result<Ran, Error> {
+    match migrate::run(ctx, target, names, scripts, options).await {
+        Ok(outcome) => Ok((outcome.applied, outcome.after)),
+        Err(migrate::Error::NoHistory { .. }) if scripts.iter().next().is_none() => {
+            Ok((Vec::new(), None))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

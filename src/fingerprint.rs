@@ -1,0 +1,194 @@
+//! What decides about what a build gives, as one hash: server, rows, scripts and callbacks with their settings,
+//! users files, seed files.
+
+use sha2::{Digest, Sha256};
+
+use crate::context::Context;
+use crate::engine::{self, Server};
+use crate::error::Error;
+use crate::migrate::Scripts;
+use crate::site::Site;
+use crate::source::{Source, Wish};
+use crate::users;
+
+/// Collects what a build depends on.
+pub struct Fingerprint {
+    hash: Sha256,
+}
+
+impl Fingerprint {
+    /// Begins with the server: a template is only good on the version that made it.
+    pub fn new(server: &Server) -> Self {
+        let mut this = Self::anywhere();
+        this.add("server", server.version_num.to_string());
+        this
+    }
+
+    /// Of what a build gives on whatever server.
+    pub fn anywhere() -> Self {
+        let mut this = Self { hash: Sha256::new() };
+        // 3: the template has the privileges on the database as well.
+        this.add("format", "3");
+        this
+    }
+
+    /// Adds one fact; length-prefixed, so that no two lists of facts collide.
+    pub fn add(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        for part in [name.as_bytes(), value.as_ref()] {
+            self.hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            self.hash.update(part);
+        }
+    }
+
+    /// 24 hexadecimal digits.
+    pub fn finish(self) -> String {
+        self.hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Everything that decides what a build gives.
+pub(crate) fn fingerprint(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<String, Error> {
+    let to = wish.to.as_deref();
+    of_build(ctx, &site.server, &site.scripts, &site.accounts, &Rows::of(source), to)
+}
+
+/// The same without the migration scripts: builds that have it in common differ only in how far they
+/// were migrated. `None` where that is not so: seed files follow the last script, callbacks run with each run.
+pub(crate) fn base(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<String>, Error> {
+    if !has_base(site, source, wish) {
+        return Ok(None);
+    }
+    let settings = site.scripts.base_facts(&ctx.config.migrate);
+    let start = on_server(ctx, &site.server);
+    hashed(ctx, start, &settings, &site.accounts, &Rows::of(source), None).map(Some)
+}
+
+fn has_base(site: &Site, source: &Source, wish: &Wish) -> bool {
+    let is_told = wish.to.is_some() || matches!(source, Source::Files(_));
+    !is_told && site.scripts.callbacks.is_empty()
+}
+
+/// The same two for what is published: without the server, whose facts stand beside them.
+pub(crate) struct PublishedKeys {
+    pub build: String,
+    pub base: Option<String>,
+}
+
+/// By what a published image is found.
+///
+/// # Errors
+/// What is wrong with the files.
+pub(crate) fn published(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<PublishedKeys, Error> {
+    let (rows, to) = (Rows::of(source), wish.to.as_deref());
+    // Roles come with it, where a template leaves them to its server.
+    let roles: Vec<String> = users::dry_run(&site.accounts)
+        .statements
+        .into_iter()
+        .flat_map(|statement| statement.sql)
+        .collect();
+    let hashed = |facts: &[(String, String)]| {
+        let mut start = Fingerprint::anywhere();
+        start.add("roles", roles.join("\n"));
+        hashed(ctx, start, facts, &site.accounts, &rows, to)
+    };
+    let base = match has_base(site, source, wish) {
+        true => Some(hashed(&site.scripts.base_facts(&ctx.config.migrate))?),
+        false => None,
+    };
+    Ok(PublishedKeys { build: hashed(&site.scripts.facts(&ctx.config.migrate))?, base })
+}
+
+/// What of a source decides about the result.
+pub(crate) enum Rows<'a> {
+    /// Its id.
+    Snapshot(&'a str),
+    Files(&'a [camino::Utf8PathBuf]),
+    None,
+}
+
+impl<'a> Rows<'a> {
+    fn of(source: &'a Source) -> Self {
+        match source {
+            Source::Snapshot { manifest, .. } => Self::Snapshot(&manifest.id),
+            Source::Files(files) => Self::Files(files),
+            Source::Nothing => Self::None,
+        }
+    }
+}
+
+/// The fingerprint of a build of this checkout, with these rows, migrated up to `to`.
+///
+/// # Errors
+/// What is wrong with the files.
+pub(crate) fn of_build(
+    ctx: &Context,
+    server: &Server,
+    scripts: &Scripts,
+    accounts: &users::Plan,
+    rows: &Rows<'_>,
+    to: Option<&str>,
+) -> Result<String, Error> {
+    let start = on_server(ctx, server);
+    hashed(ctx, start, &scripts.facts(&ctx.config.migrate), accounts, rows, to)
+}
+
+fn on_server(ctx: &Context, server: &Server) -> Fingerprint {
+    let mut fingerprint = Fingerprint::new(server);
+    if server.kind == engine::ServerKind::Docker {
+        // The same version of another image may sort text in another way.
+        fingerprint.add("image", &ctx.config.engine.image);
+    }
+    // Nor need the same image be what it was: a name is given anew.
+    fingerprint.add("libraries", &server.libraries);
+    fingerprint
+}
+
+fn hashed(
+    ctx: &Context,
+    mut fingerprint: Fingerprint,
+    migrations: &[(String, String)],
+    accounts: &users::Plan,
+    rows: &Rows<'_>,
+    to: Option<&str>,
+) -> Result<String, Error> {
+    fingerprint.add("database", &ctx.config.database.name);
+    fingerprint.add("owner", &ctx.config.database.user);
+    fingerprint.add("to", to.unwrap_or(""));
+    for (name, value) in migrations {
+        fingerprint.add(name, value);
+    }
+    let restore = &ctx.config.restore;
+    fingerprint.add("restore", format!("{:?} {:?}", restore.owners, restore.ignore_extensions));
+    fingerprint.add("accounts", accounts.fingerprint_text());
+    match rows {
+        Rows::Snapshot(id) => fingerprint.add("snapshot", id),
+        Rows::Files(files) => {
+            for path in *files {
+                let action = "read";
+                let content = fs_err::read(path).map_err(|error| Error::File {
+                    action,
+                    path: path.clone(),
+                    error,
+                })?;
+                fingerprint.add(path.as_str(), content);
+            }
+        }
+        Rows::None => fingerprint.add("empty", ""),
+    }
+    Ok(fingerprint.finish())
+}

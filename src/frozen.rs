@@ -1,0 +1,373 @@
+//! Ready databases that were frozen, taken instead of a build: templates and images, those of exactly this
+//! checkout and those that it goes on from. And what was built, frozen in its turn.
+
+use crate::ancestor;
+use crate::build::{Built, applied, given_up, migrate_clone};
+use crate::connect;
+use crate::context::Context;
+use crate::database::{self, Marker, Origin, Scratch};
+use crate::engine::{self, Keep};
+use crate::error::Error;
+use crate::fingerprint::{base, fingerprint};
+use crate::image;
+use crate::migrate;
+use crate::published::{self, Arrival};
+use crate::site::{self, Site};
+use crate::source::{Source, Wish};
+use crate::{template, users};
+
+/// A database that is live because its server's data was replaced.
+pub(crate) struct Live {
+    pub schema_version: Option<String>,
+    pub origin: Option<Origin>,
+}
+
+/// The nearest image of this machine, else what is published, where no template is here.
+///
+/// # Errors
+/// What happened to the server.
+pub(crate) async fn arrive(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Arrival, Error> {
+    if template_is_here(ctx, site, source, wish).await? {
+        return Ok(Arrival::None);
+    }
+    match from_nearest_image(ctx, site, source, wish).await? {
+        Some(built) => Ok(Arrival::Migrated(Box::new(built))),
+        None => published::arrive(ctx, site, source, wish, published::For::Everybody).await,
+    }
+}
+
+/// Whether a template serves this build, exactly or nearly: nothing has to come from the store.
+async fn template_is_here(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<bool, Error> {
+    let name = &ctx.config.database.name;
+    let found = database::list(&site.session).await?;
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    if template::ready(&found, name, &fingerprint).is_some() {
+        return Ok(true);
+    }
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(false) };
+    Ok(!template::of_base(&site.session, name, &base).await?.is_empty())
+}
+
+pub(crate) async fn freeze_or_give_up(
+    ctx: &Context,
+    site: &Site,
+    built: Built,
+    wish: &Wish,
+) -> Result<(Built, Frozen), Error> {
+    match freeze_template(ctx, site, &built, wish).await {
+        Ok(frozen) => Ok((built, frozen)),
+        Err(error) => Err(given_up(ctx, built.scratch, error).await),
+    }
+}
+
+/// Whether what was built is frozen, so that the same build is a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Frozen {
+    /// As a template.
+    Already,
+    /// As an image, once it is live.
+    Later,
+}
+
+/// Freezes a template, where not the whole server will be frozen as an image.
+async fn freeze_template(
+    ctx: &Context,
+    site: &Site,
+    built: &Built,
+    wish: &Wish,
+) -> Result<Frozen, Error> {
+    let bytes = image::size_of(&site.session, built.scratch.name()).await?;
+    // What is kept would be frozen with it.
+    if wish.keep == Keep::No && image::is_meant(ctx, &site.server, bytes) {
+        let name = &ctx.config.database.name;
+        let why = match image::shared_with(&site.session, name, None, built.scratch.name()).await? {
+            Some(other) => Some(format!("the server holds more than this database: {other}")),
+            None => match site.engine.can_freeze(ctx).await {
+                Ok(()) => None,
+                Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
+                Err(engine::Error::NoPool { reason }) => Some(reason),
+                // The template does the same: what was built is not lost for this.
+                Err(error) => Some(error.to_string()),
+            },
+        };
+        match why {
+            None => return Ok(Frozen::Later),
+            Some(why) => ctx.report.note(format!("freezing a template, no image: {why}")),
+        }
+    }
+    // Of no use where nobody could go on from it.
+    let applied = match built.scratch.marker().base {
+        Some(_) => applied(ctx, &connect::owner(ctx, &site.server, built.scratch.name())).await?,
+        None => Vec::new(),
+    };
+    template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx), applied).await?;
+    Ok(Frozen::Already)
+}
+
+/// Freezes the live database with its server. It is whole already, so that what goes wrong here costs
+/// only the next reset its time.
+pub(crate) async fn freeze_image(
+    ctx: &Context,
+    site: &mut Site,
+    schema_version: Option<String>,
+) -> Result<(), Error> {
+    let name = ctx.config.database.name.clone();
+    match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
+        Ok(Some(server)) => {
+            site.move_to(ctx, server).await?;
+            match image::prune(ctx, &site.engine, false).await {
+                Ok(pruned) => {
+                    for gone in pruned.removed {
+                        ctx.report.detail(format!("removed the image {}", gone.name));
+                    }
+                }
+                Err(error) => ctx.report.warn(format!("old images stay: {error}")),
+            }
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.warn(format!("the next reset has to build again: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await
+        }
+    }
+}
+
+/// The server's data replaced by a clone of the image that the same build left behind, if there is one
+/// and nothing but this database is replaced with it.
+pub(crate) async fn from_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Live>, Error> {
+    if !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let name = ctx.config.database.name.clone();
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    if is_small_template(ctx, site, &fingerprint).await? {
+        return Ok(None);
+    }
+    let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
+    let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
+    if let Some(other) = shared {
+        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+        return Ok(None);
+    }
+    let sessions = site::sessions(&site.session, &name).await?;
+    let step = ctx.report.step("serve a clone of the image");
+    let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &ctx.uninterrupted();
+    database::note_ended(ctx, sessions, &name);
+    site.move_to(ctx, server).await?;
+    database::renew(&site.session, &name).await?;
+    step.done(fingerprint);
+    Ok(Some(Live { schema_version: facts.schema_version, origin: facts.origin }))
+}
+
+/// Where there is no database yet, as in a new branch: the server's data replaced by a clone of the image that
+/// this checkout goes on from, and its database brought to where the checkout is before anybody sees it.
+async fn from_nearest_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let is_new = database::find(&site.session, name).await?.is_none();
+    if !is_new || !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
+    let images = match image::of_base(ctx, &site.engine, &base).await {
+        Ok(images) => images,
+        Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.note(format!("no image is gone on from: {error}"));
+            return Ok(None);
+        }
+    };
+    let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
+    let facts = &nearest.found;
+    ctx.report.note(nearest.note("image"));
+    match serve(ctx, site, wish, (&facts.fingerprint, &facts.roles)).await? {
+        Served::Yes => {}
+        Served::Shared(other) => {
+            ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+            return Ok(None);
+        }
+        Served::No(error) => {
+            ctx.report.warn(format!("the image is not taken: {error}"));
+            return Ok(None);
+        }
+    }
+    migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
+}
+
+/// As [`from_nearest_image`], and with what is published: for a database that nobody else is to see.
+pub(crate) async fn from_any_image(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    if database::find(&site.session, &ctx.config.database.name).await?.is_some() {
+        return Ok(None);
+    }
+    if let Some(built) = from_nearest_image(ctx, site, source, wish).await? {
+        return Ok(Some(built));
+    }
+    match published::arrive(ctx, site, source, wish, published::For::Scratch).await? {
+        Arrival::Migrated(built) => Ok(Some(*built)),
+        Arrival::None | Arrival::Live(_) => Ok(None),
+    }
+}
+
+/// What came of serving an image.
+pub(crate) enum Served {
+    Yes,
+    /// The server holds this beside the database: it would go as well.
+    Shared(String),
+    /// The old data is served.
+    No(engine::Error),
+}
+
+/// Serves a clone of an image in place of the server's data, where nothing but this database and these roles
+/// is replaced with it. Where it does not start the old data is served again.
+///
+/// # Errors
+/// What happened to the server; that the user asks to stop.
+pub(crate) async fn serve(
+    ctx: &Context,
+    site: &mut Site,
+    wish: &Wish,
+    (image, roles): (&str, &[String]),
+) -> Result<Served, Error> {
+    let name = ctx.config.database.name.clone();
+    // Somebody may have come since it was looked at; nobody does from here on.
+    if let Some(other) = image::held_with(&site.session, &name, Some(roles)).await? {
+        return Ok(Served::Shared(other));
+    }
+    let ended = site::sessions(&site.session, &name).await?;
+    let step = ctx.report.step("serve a clone of the image");
+    match site.engine.replace(ctx, image, wish.keep).await {
+        Ok(server) => {
+            database::note_ended(ctx, ended, &name);
+            site.move_to(&ctx.uninterrupted(), server).await?;
+            step.done("");
+            Ok(Served::Yes)
+        }
+        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            Ok(Served::No(error))
+        }
+    }
+}
+
+/// Takes a database that came with an image out of sight and brings it to where this checkout is.
+pub(crate) async fn migrate_out_of_sight(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Built, Error> {
+    let mut scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
+    let names = scratch.names();
+    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
+        Ok((migrated, schema_version)) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            scratch.set_base(base(ctx, site, source, wish)?);
+            Ok(Built { scratch, migrated, schema_version })
+        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+/// Whether the same build stands as a template that is too small for an image: it is cloned in less time
+/// than a look into the pool takes, where other projects have one.
+async fn is_small_template(ctx: &Context, site: &Site, fingerprint: &str) -> Result<bool, Error> {
+    let found = database::list(&site.session).await?;
+    match template::ready(&found, &ctx.config.database.name, fingerprint) {
+        Some((name, _)) => {
+            Ok(image::size_of(&site.session, name).await? < ctx.config.images.min_size)
+        }
+        None => Ok(false),
+    }
+}
+
+/// A clone of the template that the same build left behind, if there is one.
+pub(crate) async fn cloned(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let fingerprint = fingerprint(ctx, site, source, wish)?;
+    let started = std::time::Instant::now();
+    let scratch =
+        template::clone_ready(ctx, &site.server, name, site.owner(ctx), &fingerprint).await?;
+    let Some(scratch) = scratch else { return Ok(None) };
+    ctx.report.step_since("clone the frozen template", started).done("");
+    // Privileges on the database itself stand outside of what a clone copies.
+    let prepared = ctx.until_cancelled(async {
+        let names = scratch.names();
+        users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+        let target = connect::owner(ctx, &site.server, scratch.name());
+        Ok::<_, Error>(migrate::info(ctx, &target, &site.scripts).await?.schema_version)
+    });
+    match prepared.await {
+        Ok(schema_version) => Ok(Some(Built { scratch, migrated: Vec::new(), schema_version })),
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+/// A clone of the template that went the same way for the longest, migrated from there.
+pub(crate) async fn cloned_from_nearest(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
+    let templates = template::of_base(&site.session, name, &base).await?;
+    let past = |(_, marker): &(String, Marker)| {
+        (marker.applied.clone(), marker.made_at.parse().unwrap_or_default())
+    };
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    let Some(nearest) = ancestor::nearest(templates, past, &here) else { return Ok(None) };
+    ctx.report.note(nearest.note("template"));
+    let started = std::time::Instant::now();
+    let (template, marker) = &nearest.found;
+    let mut scratch =
+        Scratch::clone_of(ctx, &site.server, template, marker, site.owner(ctx)).await?;
+    ctx.report.step_since("clone the nearest template", started).done("");
+    let names = scratch.names();
+    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
+        Ok((migrated, schema_version)) => {
+            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+            Ok(Some(Built { scratch, migrated, schema_version }))
+        }
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
