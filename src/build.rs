@@ -2,7 +2,7 @@
 
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Applied, Origin, Scratch};
+use crate::database::{self, Origin, Scratch};
 use crate::error::Error;
 use crate::fingerprint::{base, fingerprint};
 use crate::migrate::{self, Scripts};
@@ -32,24 +32,6 @@ pub(crate) async fn migrate_clone(
     let ran = run_scripts(ctx, &site.scripts, &target, names, &options).await?;
     users::apply_after(ctx, &site.server.admin, names, &site.accounts).await?;
     Ok(ran)
-}
-
-/// The migration history of a database; empty where it has none.
-pub(crate) async fn applied(ctx: &Context, target: &Target) -> Result<Vec<Applied>, Error> {
-    let session = connect::session(target).await?;
-    let rows = migrate::read_history(&session, &ctx.config.migrate).await?;
-    session.close().await;
-    let rows = rows.unwrap_or_default().into_iter();
-    Ok(rows
-        .map(|row| Applied {
-            rank: row.installed_rank,
-            version: row.version,
-            description: row.description,
-            kind: row.kind,
-            checksum: row.checksum,
-            success: row.success,
-        })
-        .collect())
 }
 
 /// Drops what was being built; returns why.

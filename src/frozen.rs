@@ -2,7 +2,7 @@
 //! checkout and those that it goes on from. And what was built, frozen in its turn.
 
 use crate::ancestor;
-use crate::build::{Built, applied, given_up, migrate_clone};
+use crate::build::{Built, given_up, migrate_clone};
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Marker, Origin, Scratch};
@@ -107,7 +107,9 @@ async fn freeze_template(
     }
     // Of no use where nobody could go on from it.
     let applied = match built.scratch.marker().base {
-        Some(_) => applied(ctx, &connect::owner(ctx, &site.server, built.scratch.name())).await?,
+        Some(_) => {
+            migrate::applied(ctx, &connect::owner(ctx, &site.server, built.scratch.name())).await?
+        }
         None => Vec::new(),
     };
     template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx), applied).await?;

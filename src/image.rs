@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::lock;
 use crate::pg::Session;
 
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// What is known of an image; stands beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,31 +37,6 @@ pub struct Facts {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
     pub made_at: jiff::Timestamp,
-}
-
-impl Facts {
-    /// Of what was published, which becomes an image of this machine under `fingerprint`.
-    pub(crate) fn of_published(
-        ctx: &Context,
-        server_version_num: i32,
-        image: &crate::published::Image,
-        fingerprint: &str,
-        manifest: &crate::snapshot::Manifest,
-    ) -> Self {
-        Self {
-            format: FORMAT,
-            fingerprint: fingerprint.to_owned(),
-            database: image.database.clone(),
-            project: ctx.config.project.to_string(),
-            server_version_num,
-            roles: image.roles.clone(),
-            origin: Some(crate::source::origin_of(manifest)),
-            schema_version: image.schema_version.clone(),
-            base: None,
-            applied: Vec::new(),
-            made_at: jiff::Timestamp::now(),
-        }
-    }
 }
 
 /// An image as `images list` shows it.
@@ -241,7 +216,7 @@ pub(crate) async fn freeze(
         origin: marker.origin,
         schema_version,
         applied: match &marker.base {
-            Some(_) => crate::build::applied(ctx, &connect::owner(ctx, server, name)).await?,
+            Some(_) => crate::migrate::applied(ctx, &connect::owner(ctx, server, name)).await?,
             None => Vec::new(),
         },
         base: marker.base,

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::branch::{nearest, there_are};
-use crate::build;
 use crate::config::slug;
 use crate::connect;
 use crate::context::Context;
@@ -18,6 +17,7 @@ use crate::error::{self, Exit};
 use crate::guard;
 use crate::image;
 use crate::lock::{self, ProjectLock};
+use crate::migrate;
 use crate::pg::Session;
 use crate::site;
 use crate::snapshot::{history, manifest};
@@ -445,7 +445,7 @@ fn read(ctx: &Context, stored: &Stored) -> Option<Point> {
 /// The live database's version, by its own history: the files may say anything.
 async fn schema_version(ctx: &Context, server: &Server) -> Result<Option<String>, error::Error> {
     let target = connect::owner(ctx, server, &ctx.config.database.name);
-    let rows = build::applied(ctx, &target).await?;
+    let rows = migrate::applied(ctx, &target).await?;
     let rows: Vec<manifest::Applied> = rows.iter().map(crate::ancestor::as_in_a_manifest).collect();
     Ok(history::current_version(&rows))
 }

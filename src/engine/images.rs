@@ -180,6 +180,11 @@ impl Feed {
         Ok(self.take(most))
     }
 
+    /// Whether some are here already.
+    pub(super) fn has_some(&self) -> bool {
+        !self.left.is_empty()
+    }
+
     fn take(&mut self, most: u64) -> Bytes {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         self.left.split_to(most.min(self.left.len()))

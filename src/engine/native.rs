@@ -6,6 +6,7 @@
 //! made again.
 
 mod images;
+mod unpack;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

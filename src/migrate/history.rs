@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::Error;
 use super::resolve::configured_schema;
 use crate::config::MigrateConfig;
-use crate::pg::{self, Row, Session, ToSql, Type, quote};
+use crate::context::Context;
+use crate::database::Applied;
+use crate::pg::{self, Row, Session, Target, ToSql, Type, quote};
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -89,6 +91,27 @@ const COLUMNS: [&str; 10] = [
 /// Widths of the columns `description` and `script`.
 const DESCRIPTION_CHARS: usize = 200;
 const SCRIPT_CHARS: usize = 1000;
+
+/// The migration history of a database; empty where it has none.
+pub(crate) async fn applied(
+    ctx: &Context,
+    target: &Target,
+) -> Result<Vec<Applied>, crate::error::Error> {
+    let session = crate::connect::session(target).await?;
+    let rows = read_history(&session, &ctx.config.migrate).await?;
+    session.close().await;
+    let rows = rows.unwrap_or_default().into_iter();
+    Ok(rows
+        .map(|row| Applied {
+            rank: row.installed_rank,
+            version: row.version,
+            description: row.description,
+            kind: row.kind,
+            checksum: row.checksum,
+            success: row.success,
+        })
+        .collect())
+}
 
 /// The rows of the history, by rank, or `None` when the table is not there.
 ///

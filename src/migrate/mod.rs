@@ -45,6 +45,7 @@ pub use dry_run::{DryRun, DryScript, dry_run};
 pub use encoding::DecodeError;
 pub use error::Error;
 pub use failure::{Account, Left, ScriptFailure};
+pub(crate) use history::applied;
 pub use history::{HistoryRow, read_history};
 pub use info::{Info, InfoFilter, InfoRow, Validation, info, validate, validation};
 pub use new::new_script;

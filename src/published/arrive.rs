@@ -91,7 +91,7 @@ pub(crate) async fn arrive(
             format!("published-{}-{environment}", found.id)
         }
     };
-    let facts = image::Facts::of_published(ctx, site.server.version_num, &found, &name, manifest);
+    let facts = facts_of(ctx, site.server.version_num, &found, &name, manifest);
     let pieces = Pieces::new(ctx, store, &found);
     let step = ctx.report.step("fetch and unpack the published image");
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
@@ -115,6 +115,29 @@ pub(crate) async fn arrive(
         (Fit::Exact, For::Scratch) | (Fit::Nearest, _) => {
             migrate(ctx, site, source, wish, (&found, fit), &name).await
         }
+    }
+}
+
+/// What is known of an image of this machine that was published, under `fingerprint`.
+fn facts_of(
+    ctx: &Context,
+    server_version_num: i32,
+    found: &Image,
+    fingerprint: &str,
+    manifest: &Manifest,
+) -> image::Facts {
+    image::Facts {
+        format: image::FORMAT,
+        fingerprint: fingerprint.to_owned(),
+        database: found.database.clone(),
+        project: ctx.config.project.to_string(),
+        server_version_num,
+        roles: found.roles.clone(),
+        origin: Some(source::origin_of(manifest)),
+        schema_version: found.schema_version.clone(),
+        base: None,
+        applied: Vec::new(),
+        made_at: jiff::Timestamp::now(),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
 use crate::source::{Seed, Source, Wish};
 use crate::store::{Put, Store};
-use crate::{ancestor, build, connect, fingerprint};
+use crate::{ancestor, build, connect, fingerprint, migrate};
 
 const VERB: &str = "snapshot image";
 
@@ -262,7 +262,7 @@ async fn build_and_store(
     database::swap_in(ctx, built.scratch, Keep::No).await?;
 
     let target = connect::owner(ctx, &site.server, &name);
-    let applied = build::applied(ctx, &target).await?;
+    let applied = migrate::applied(ctx, &target).await?;
     let session = connect::session(&site.server.admin.with_database(&name)).await?;
     let platform = Platform::of_data(&session).await.map_err(|error| error::Error::Database {
         what: "ask what the data is bound to".to_owned(),

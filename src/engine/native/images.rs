@@ -4,15 +4,14 @@
 //! clone is whole under its name or not there; two renames make it live (`data` → `data.old`, the clone
 //! → `data`), and [`NativeEngine::recover`] takes the first one back when a run is killed between the two.
 
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Stdio;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{MARKER, NativeEngine, remove_dir};
+use super::{MARKER, NativeEngine, remove_dir, unpack};
 use crate::context::Context;
-use crate::engine::images::{CutOff, Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
+use crate::engine::images::{Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
 use crate::engine::place::{self, RunAs};
 use crate::engine::{Error, Server};
 use crate::engine::{ready, state};
@@ -221,16 +220,15 @@ impl NativeEngine {
         part: &Utf8Path,
         name: &str,
         facts: &str,
-        mut incoming: Incoming,
+        incoming: Incoming,
     ) -> Result<(), Error> {
         fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
         remove_dir(part)?;
         self.has_room_for(&incoming)?;
         let marker = serde_json::json!({ "format": 1, "project": ctx.config.project }).to_string();
         let (this, to, text) = (self.clone(), part.to_owned(), facts.to_owned());
-        let taken = tokio::task::spawn_blocking(move || {
-            this.receive_into(&to, &text, &marker, &mut incoming)
-        });
+        let taken =
+            tokio::task::spawn_blocking(move || this.receive_into(&to, &text, &marker, incoming));
         taken.await.unwrap_or_else(|error| {
             let error = std::io::Error::other(error);
             Err(Error::File { action: "write in", path: part.to_owned(), error })
@@ -239,7 +237,10 @@ impl NativeEngine {
         if let Some(password) = state::read(ctx)?.password() {
             self.reset_password(&part.join("data"), &password).await?;
         }
-        sync(part).map_err(Error::file("write", part))?;
+        // As safe as what it takes the place of: a throwaway server's data is not synced either.
+        if ctx.config.engine.durable || self.shares_blocks()? {
+            sync(part).map_err(Error::file("write", part))?;
+        }
         let _lock = self.lock_images()?;
         let image = self.image(name);
         remove_dir(&image)?;
@@ -277,7 +278,7 @@ impl NativeEngine {
         part: &Utf8Path,
         facts: &str,
         marker: &str,
-        incoming: &mut Incoming,
+        incoming: Incoming,
     ) -> Result<(), Error> {
         let data = part.join("data");
         let make = |path: &Utf8Path| {
@@ -291,22 +292,14 @@ impl NativeEngine {
         for folder in &incoming.folders {
             make(&data.join(folder))?;
         }
-        for (name, size) in &incoming.files {
+        for (name, _) in &incoming.files {
             let path = data.join(name);
             let mut options = std::fs::OpenOptions::new();
-            let open = options.write(true).create_new(true).mode(0o600).open(&path);
-            let mut file = open.map_err(Error::file("make", &path))?;
-            let mut left = *size;
-            while left > 0 {
-                let bytes = incoming.bytes.blocking_next(left).map_err(|CutOff| {
-                    let error = std::io::ErrorKind::UnexpectedEof.into();
-                    Error::File { action: "receive", path: path.clone(), error }
-                })?;
-                file.write_all(&bytes).map_err(Error::file("write", &path))?;
-                left -= bytes.len() as u64;
-            }
+            let made = options.write(true).create_new(true).mode(0o600).open(&path);
+            made.map_err(Error::file("make", &path))?;
             place::give(&path, self.user)?;
         }
+        unpack::write(&data, &incoming.files, incoming.bytes)?;
         let path = data.join(MARKER);
         fs_err::write(&path, marker).map_err(Error::file("write", &path))?;
         place::give(&path, self.user)?;
