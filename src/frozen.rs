@@ -16,6 +16,9 @@ use crate::site::{self, Site};
 use crate::source::{Source, Wish};
 use crate::{template, users};
 
+/// The step in which an image of this machine is served.
+const CLONE: &str = "serve a clone of the image";
+
 /// A database that is live because its server's data was replaced.
 pub(crate) struct Live {
     pub schema_version: Option<String>,
@@ -170,7 +173,7 @@ pub(crate) async fn from_image(
         return Ok(None);
     }
     let sessions = site::sessions(&site.session, &name).await?;
-    let step = ctx.report.step("serve a clone of the image");
+    let step = ctx.report.step(CLONE);
     let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
@@ -208,7 +211,7 @@ async fn from_nearest_image(
     let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
     let facts = &nearest.found;
     ctx.report.note(nearest.note("image"));
-    match serve(ctx, site, wish, (&facts.fingerprint, &facts.roles)).await? {
+    match serve(ctx, site, wish, (&facts.fingerprint, &facts.roles), CLONE).await? {
         Served::Yes => {}
         Served::Shared(other) => {
             ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
@@ -260,6 +263,7 @@ pub(crate) async fn serve(
     site: &mut Site,
     wish: &Wish,
     (image, roles): (&str, &[String]),
+    step: &'static str,
 ) -> Result<Served, Error> {
     let name = ctx.config.database.name.clone();
     // Somebody may have come since it was looked at; nobody does from here on.
@@ -267,7 +271,7 @@ pub(crate) async fn serve(
         return Ok(Served::Shared(other));
     }
     let ended = site::sessions(&site.session, &name).await?;
-    let step = ctx.report.step("serve a clone of the image");
+    let step = ctx.report.step(step);
     match site.engine.replace(ctx, image, wish.keep).await {
         Ok(server) => {
             database::note_ended(ctx, ended, &name);

@@ -106,7 +106,7 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
         None => None,
     };
     let (host, port) = (target.host.clone(), target.port);
-    let server = ServerStatus { kind, host, port, version, resets };
+    let mut server = ServerStatus { kind, host, port, version, resets };
     let Some(found) = found else {
         return Ok(nothing(Some(server)));
     };
@@ -119,7 +119,10 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
         .map_err(|error| Error::Database { what: "measure the database".to_owned(), error })?;
     session.close().await;
     let info = migrate::info(ctx, &target, &scripts).await?;
-    let size_bytes = size.get(0);
+    let size_bytes: i64 = size.get(0);
+    let least = ctx.config.images.min_size;
+    let bytes = u64::try_from(size_bytes).unwrap_or_default();
+    server.resets = server.resets.map(|rung| rung.for_size(bytes, least));
     let marker = found.marker.as_ref();
     let bytes = marker.and_then(|marker| i64::try_from(marker.bytes?).ok());
     Ok(Status {

@@ -10,10 +10,11 @@ use std::time::SystemTime;
 
 use crate::config::EngineKind;
 use crate::context::Context;
-use crate::engine::{self, DockerEngine};
+use crate::engine::{self, Clones, DockerEngine, Rung};
 use crate::error::Error;
 use crate::pg::tools::{Call, Tools};
 use crate::pg::{self, Session};
+use crate::report::format;
 
 pub use line::{Line, State, text, worst};
 
@@ -57,6 +58,16 @@ fn project(ctx: &Context) -> Vec<Line> {
     lines
 }
 
+/// What a reset clones; of small databases always a template.
+fn resets(rung: &Rung, least: u64) -> String {
+    match rung.clones {
+        Clones::Image => {
+            format!("{rung}; what is smaller than {}, from a template", format::bytes(least))
+        }
+        Clones::Template => rung.to_string(),
+    }
+}
+
 /// A server that seedbed starts: what would run it, and whether it runs.
 async fn own_server(ctx: &Context) -> Vec<Line> {
     let mut lines = Vec::new();
@@ -74,7 +85,7 @@ async fn own_server(ctx: &Context) -> Vec<Line> {
         }
     };
     lines.push(match engine.rung(ctx).await {
-        Ok(rung) => Line::ok("resets", rung.to_string()),
+        Ok(rung) => Line::ok("resets", resets(&rung, ctx.config.images.min_size)),
         Err(error) => Line::error("resets", &error.into()),
     });
     match engine.running(ctx).await {

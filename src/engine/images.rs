@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Engine, Error, Server};
 use crate::context::Context;
+use crate::report::format;
 
 /// Whether what is replaced stays, to be served again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,17 @@ impl Rung {
 
     pub(super) fn templates(why: impl Into<String>) -> Self {
         Self { clones: Clones::Template, why: why.into() }
+    }
+
+    /// The same for a database of so many bytes: below `least` it is frozen as a template.
+    pub fn for_size(self, bytes: u64, least: u64) -> Self {
+        match self.clones {
+            Clones::Image if bytes < least => {
+                let least = format::bytes(least);
+                Self::templates(format!("it is smaller than {least} (`images.min_size`)"))
+            }
+            Clones::Image | Clones::Template => self,
+        }
     }
 }
 

@@ -425,7 +425,7 @@ async fn replace(
     found: &Image,
     name: &str,
 ) -> Result<bool, error::Error> {
-    match frozen::serve(ctx, site, wish, (name, &found.roles)).await? {
+    match frozen::serve(ctx, site, wish, (name, &found.roles), "serve it").await? {
         Served::Yes => return Ok(true),
         Served::Shared(other) => {
             ctx.report.note(format!("loading rows: the image would replace {other} as well"));

@@ -8,7 +8,7 @@ use crate::harness::postgres::{free_port, newest_bin_dir, query_text, run_sql};
 use crate::harness::{require, strace};
 
 /// Where the database of a branch is.
-fn on_branch(project: &Project, branch: &str) -> Target {
+pub(super) fn on_branch(project: &Project, branch: &str) -> Target {
     let url = project.run(&["url", "--branch", branch]).succeeds().stdout;
     let url = url::Url::parse(url.trim()).expect("a connection URL");
     Target { port: url.port().expect("the URL names the port"), ..project.live() }

@@ -32,7 +32,6 @@ pub(super) async fn in_docker() -> Option<(Project, String)> {
 /// A project whose server runs in Docker and shares this pool.
 pub(super) async fn in_pool(pool: &str) -> Project {
     let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
-    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
@@ -68,7 +67,6 @@ pub(super) async fn native_with_reflinks() -> Option<Project> {
     let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
     // Else the server's user cannot reach it, and its data goes elsewhere.
     shell(&format!("chmod 755 {}", project.sandbox.project().join("..")));
-    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     Some(project)
 }
@@ -212,7 +210,6 @@ async fn a_template_keeps_what_a_reset_replaces_and_brings_it_back() {
 #[tokio::test]
 async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     let mut project = Project::native().with_snapshot().await;
-    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     let up = project.run(&["up"]).succeeds();
     if up.stderr.contains("freeze as image") {
@@ -232,6 +229,9 @@ async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     let up = configured.run(&["up"]).succeeds();
     assert!(up.stderr.contains("freeze as template"), "{}", up.stderr);
     assert!(!up.stderr.contains("no image"), "{}", up.stderr);
+    let status = configured.run(&["status"]).succeeds().stdout;
+    let small = "resets       from a template: it is smaller than 256 MiB (`images.min_size`)\n";
+    assert!(status.contains(small), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

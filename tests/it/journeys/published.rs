@@ -4,8 +4,9 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::branches::on_branch;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
-use super::{Production, Project, docker_is_here};
+use super::{Production, Project, contents as contents_of, docker_is_here};
 use crate::harness::moto::{Account, moto};
 use crate::harness::postgres::{newest_bin_dir, query_text};
 use crate::harness::{Run, unique, watchdog};
@@ -13,7 +14,6 @@ use crate::harness::{Run, unique, watchdog};
 pub(super) const TAKEN: &str = "fetch and unpack the published image";
 
 pub(super) fn images_on(project: &mut Project, published: &str) {
-    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", published);
 }
@@ -296,6 +296,30 @@ async fn one_of_an_older_checkout_is_migrated_before_anybody_sees_it() {
     images_on(&mut rows, "never");
     rows.run(&["up"]).succeeds();
     assert_eq!(project.contents().await, rows.contents().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_branches_that_take_one_image_of_an_older_checkout_at_once_both_have_it() {
+    let (_maker, project) = without_repeatables().await;
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let branches = ["one", "two"];
+    let runs = branches.map(|branch| {
+        let mut command = project.sandbox.command(&["up", "--branch", branch]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command.spawn().expect("the program was built for this suite")
+    });
+    for run in runs {
+        let output = run.wait_with_output().expect("our own child");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains(TAKEN), "{text}");
+        assert!(text.contains("1 script to go") && !text.contains("restore tables"), "{text}");
+    }
+    project.run(&["up"]).succeeds();
+    for branch in branches {
+        let target = on_branch(&project, branch);
+        assert_eq!(contents_of(&target).await, project.contents().await);
+        assert_eq!(query_text(&target, "select count(*) from shop.note").await, "0");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
