@@ -244,6 +244,8 @@ pub async fn delete(ctx: &Context, branch: Branch) -> Result<Deleted, error::Err
     let mut stopped = Vec::new();
     if dir.is_dir() {
         let _lock = lock::project(&dir, "branch delete")?;
+        // Of a run that was killed; nothing tells of it any more once the folder has gone.
+        crate::scratch_server::sweep(&there).await?;
         for engine in engine::all_before(&there).await? {
             stopped.push(engine.stop(&there, Volumes::Remove).await?);
         }

@@ -774,12 +774,25 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
                 )),
                 Err(error) => ctx.report.warn(error.to_string()),
             }
-        } else if found.name == final_name && found.marker.is_some() && !found.allows_connections {
-            allow_connections(&session, final_name, "true").await.map_err(fail)?;
         }
     }
+    let_in(&session, final_name).await?;
     session.close().await;
     Ok(())
+}
+
+/// Opens the live database of this name, where a run has kept everybody out of it.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn let_in(session: &Session, name: &str) -> Result<(), Error> {
+    match find(session, name).await? {
+        Some(found) if found.marker.is_some() && !found.allows_connections => {
+            let opened = allow_connections(session, name, "true").await;
+            opened.map_err(|error| Error::Sql { what: "open", database: name.to_owned(), error })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Updates the marker of a live database of ours after its schema was migrated or seeded by files.

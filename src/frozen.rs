@@ -5,7 +5,7 @@ use crate::ancestor;
 use crate::build::{Built, given_up, migrate_clone};
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Marker, Origin, Scratch};
+use crate::database::{self, Applied, Marker, Origin, Scratch};
 use crate::engine::{self, Keep};
 use crate::error::Error;
 use crate::fingerprint::{base, fingerprint};
@@ -74,12 +74,12 @@ pub(crate) async fn freeze_or_give_up(
 }
 
 /// Whether what was built is frozen, so that the same build is a clone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Frozen {
     /// As a template.
     Already,
-    /// As an image, once it is live.
-    Later,
+    /// As an image, once it is live. Until then nobody is let in. With the migration history in it.
+    Later(Vec<Applied>),
 }
 
 /// Freezes a template, where not the whole server will be frozen as an image.
@@ -104,7 +104,10 @@ async fn freeze_template(
             },
         };
         match why {
-            None => return Ok(Frozen::Later),
+            None => {
+                let readied = image::ready(ctx, &site.server, &built.scratch);
+                return ctx.until_cancelled(readied).await.map(Frozen::Later);
+            }
             Some(why) => ctx.report.note(format!("freezing a template, no image: {why}")),
         }
     }
@@ -119,17 +122,18 @@ async fn freeze_template(
     Ok(Frozen::Already)
 }
 
-/// Freezes the live database with its server. It is whole already, so that what goes wrong here costs
-/// only the next reset its time.
+/// Freezes the live database with its server, and lets everybody in. It is whole already, so that what goes
+/// wrong here costs only the next reset its time.
 pub(crate) async fn freeze_image(
     ctx: &Context,
     site: &mut Site,
-    schema_version: Option<String>,
+    facts: (Option<String>, Vec<Applied>),
 ) -> Result<(), Error> {
     let name = ctx.config.database.name.clone();
-    match image::freeze(ctx, &site.engine, &site.server, &name, schema_version).await {
+    let calm = &ctx.uninterrupted();
+    match image::freeze(ctx, &site.engine, &site.server, &name, facts).await {
         Ok(Some(server)) => {
-            site.move_to(ctx, server).await?;
+            site.move_to(calm, server).await?;
             match image::prune(ctx, &site.engine, false).await {
                 Ok(pruned) => {
                     for gone in pruned.removed {
@@ -140,12 +144,14 @@ pub(crate) async fn freeze_image(
             }
             Ok(())
         }
-        Ok(None) => Ok(()),
-        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
+        Ok(None) => database::let_in(&site.session, &name).await.map_err(Error::from),
         Err(error) => {
-            ctx.report.warn(format!("the next reset has to build again: {error}"));
-            let server = site.engine.ensure(ctx).await?;
-            site.move_to(ctx, server).await
+            if !ctx.cancel.is_cancelled() {
+                ctx.report.warn(format!("the next reset has to build again: {error}"));
+            }
+            let server = site.engine.ensure(calm).await?;
+            site.move_to(calm, server).await?;
+            ctx.check_cancelled()
         }
     }
 }
@@ -174,7 +180,19 @@ pub(crate) async fn from_image(
     }
     let sessions = site::sessions(&site.session, &name).await?;
     let step = ctx.report.step(CLONE);
-    let server = site.engine.replace(ctx, &fingerprint, wish.keep).await?;
+    let server = match site.engine.replace(ctx, &fingerprint, wish.keep).await {
+        Ok(server) => server,
+        // The old data is served again.
+        Err(error @ (engine::Error::Died { .. } | engine::Error::NotReady { .. })) => {
+            drop(step);
+            ctx.report.warn(format!("building anew, the image does not start: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            site.engine.drop_images(ctx, &[&fingerprint]).await?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
@@ -210,18 +228,17 @@ async fn from_nearest_image(
     let here = ancestor::Here::new(ctx, &site.scripts);
     let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
     let facts = &nearest.found;
-    ctx.report.note(nearest.note("image"));
-    match serve(ctx, site, wish, (&facts.fingerprint, &facts.roles), CLONE).await? {
-        Served::Yes => {}
-        Served::Shared(other) => {
-            ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
-            return Ok(None);
-        }
-        Served::No(error) => {
-            ctx.report.warn(format!("the image is not taken: {error}"));
-            return Ok(None);
-        }
+    let serving = Serving {
+        image: &facts.fingerprint,
+        roles: &facts.roles,
+        step: CLONE,
+        detail: &facts.fingerprint,
+        refused: "the image is not taken",
+    };
+    if !serve(ctx, site, wish, serving).await? {
+        return Ok(None);
     }
+    ctx.report.note(nearest.note("image"));
     migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
 }
 
@@ -244,17 +261,20 @@ pub(crate) async fn from_any_image(
     }
 }
 
-/// What came of serving an image.
-pub(crate) enum Served {
-    Yes,
-    /// The server holds this beside the database: it would go as well.
-    Shared(String),
-    /// The old data is served.
-    No(engine::Error),
+/// An image to be served.
+pub(crate) struct Serving<'a> {
+    pub image: &'a str,
+    /// All that may be there: a server with others is not replaced by it.
+    pub roles: &'a [String],
+    pub step: &'static str,
+    /// Of the step, when it is done.
+    pub detail: &'a str,
+    /// How it is said that the image is not taken.
+    pub refused: &'a str,
 }
 
-/// Serves a clone of an image in place of the server's data, where nothing but this database and these roles
-/// is replaced with it. Where it does not start the old data is served again.
+/// Serves a clone of an image in place of the server's data, where nothing but this database is replaced
+/// with it. Where it does not start the old data is served again. `false`: it is not served, which was said.
 ///
 /// # Errors
 /// What happened to the server; that the user asks to stop.
@@ -262,13 +282,14 @@ pub(crate) async fn serve(
     ctx: &Context,
     site: &mut Site,
     wish: &Wish,
-    (image, roles): (&str, &[String]),
-    step: &'static str,
-) -> Result<Served, Error> {
+    serving: Serving<'_>,
+) -> Result<bool, Error> {
+    let Serving { image, roles, step, detail, refused } = serving;
     let name = ctx.config.database.name.clone();
     // Somebody may have come since it was looked at; nobody does from here on.
     if let Some(other) = image::held_with(&site.session, &name, Some(roles)).await? {
-        return Ok(Served::Shared(other));
+        ctx.report.note(format!("{refused}: it would replace {other} as well"));
+        return Ok(false);
     }
     let ended = site::sessions(&site.session, &name).await?;
     let step = ctx.report.step(step);
@@ -276,15 +297,16 @@ pub(crate) async fn serve(
         Ok(server) => {
             database::note_ended(ctx, ended, &name);
             site.move_to(&ctx.uninterrupted(), server).await?;
-            step.done("");
-            Ok(Served::Yes)
+            step.done(detail);
+            Ok(true)
         }
         Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
         Err(error) => {
             drop(step);
+            ctx.report.warn(format!("{refused}: {error}"));
             let server = site.engine.ensure(ctx).await?;
             site.move_to(ctx, server).await?;
-            Ok(Served::No(error))
+            Ok(false)
         }
     }
 }

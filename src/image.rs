@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ancestor;
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Applied, Kind, Origin};
+use crate::database::{self, Applied, Kind, Origin, Scratch};
 use crate::engine::{Engine, Server, Sharer, Stored};
 use crate::error::Error;
 use crate::lock;
@@ -181,7 +181,7 @@ pub(crate) async fn freeze(
     engine: &Engine,
     server: &Server,
     name: &str,
-    schema_version: Option<String>,
+    (schema_version, applied): (Option<String>, Vec<Applied>),
 ) -> Result<Option<Server>, Error> {
     let session = connect::session(&server.admin).await?;
     // Held until the server goes down with this session.
@@ -215,14 +215,10 @@ pub(crate) async fn freeze(
         roles: roles(&session).await?,
         origin: marker.origin,
         schema_version,
-        applied: match &marker.base {
-            Some(_) => crate::migrate::applied(ctx, &connect::owner(ctx, server, name)).await?,
-            None => Vec::new(),
-        },
+        applied,
         base: marker.base,
         made_at: jiff::Timestamp::now(),
     };
-    settle(ctx, server, name).await?;
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     let step = ctx.report.step("freeze as image");
     let server = engine.freeze(ctx, &fingerprint, &facts).await;
@@ -232,12 +228,39 @@ pub(crate) async fn freeze(
     Ok(Some(server))
 }
 
+/// Readies a whole scratch database for being frozen once it is live. Nobody is let in from here on, so that
+/// what is frozen is what was built, until [`database::let_in`]. Gives back the migration history in it, for
+/// those who go on from it.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn ready(
+    ctx: &Context,
+    server: &Server,
+    scratch: &Scratch,
+) -> Result<Vec<Applied>, Error> {
+    let name = scratch.name();
+    // Of no use where nobody could go on from it.
+    let applied = match scratch.marker().base {
+        Some(_) => crate::migrate::applied(ctx, &connect::owner(ctx, server, name)).await?,
+        None => Vec::new(),
+    };
+    settle(ctx, server, (name, scratch.final_name())).await?;
+    let closed = database::allow_connections(scratch.session(), name, "false").await;
+    closed.map_err(|error| failed("close the database that is to be frozen", error))?;
+    Ok(applied)
+}
+
 /// Leaves nothing that a first reading would write: what was inserted gets its hint bits then, page by
 /// page, and autovacuum rewrites the same in every clone a minute after its start (measured: three counts
 /// copied 1.1 of 1.5 GB). Rows that were loaded frozen cost nothing here. What goes wrong is no reason to
 /// go without an image.
-pub(crate) async fn settle(ctx: &Context, server: &Server, name: &str) -> Result<(), Error> {
-    let step = ctx.report.step(format!("vacuum `{name}`"));
+pub(crate) async fn settle(
+    ctx: &Context,
+    server: &Server,
+    (name, called): (&str, &str),
+) -> Result<(), Error> {
+    let step = ctx.report.step(format!("vacuum `{called}`"));
     let session = connect::session(&server.admin.with_database(name)).await?;
     let vacuum = async {
         // A commit that is not in the log's file yet, or beside one that is not, gives no hint bits: nor

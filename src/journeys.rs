@@ -541,8 +541,8 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     let step = ctx.report.step(format!("swap in `{}`", scratch.final_name()));
     database::swap_in(ctx, scratch, wish.keep).await?;
     step.done("");
-    if frozen == Frozen::Later {
-        frozen::freeze_image(ctx, site, schema_version.clone()).await?;
+    if let Frozen::Later(applied) = frozen {
+        frozen::freeze_image(ctx, site, (schema_version.clone(), applied)).await?;
     }
     Ok(ready(ctx, site, migrated, schema_version, origin))
 }

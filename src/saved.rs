@@ -156,6 +156,10 @@ impl Site {
             return Ok(None);
         }
         let database = &ctx.config.database.name;
+        let bytes = image::size_of(&self.session, database).await?;
+        if bytes < ctx.config.images.min_size && self.engine.moves_to_freeze(ctx)? {
+            return Ok(None);
+        }
         let why = match image::held_with(&self.session, database, None).await? {
             Some(other) => format!("the server holds more than this database: {other}"),
             None => match self.engine.can_freeze(ctx).await {

@@ -67,6 +67,8 @@ impl Site {
         old.close().await;
         lock::database(&self.session, &ctx.config.database.name).await?;
         self.server = server;
+        // An image was frozen while nobody was let in.
+        database::let_in(&self.session, &ctx.config.database.name).await?;
         make_roles(ctx, self).await
     }
 }

@@ -120,11 +120,12 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
     session.close().await;
     let info = migrate::info(ctx, &target, &scripts).await?;
     let size_bytes: i64 = size.get(0);
-    let least = ctx.config.images.min_size;
-    let bytes = u64::try_from(size_bytes).unwrap_or_default();
-    server.resets = server.resets.map(|rung| rung.for_size(bytes, least));
     let marker = found.marker.as_ref();
     let bytes = marker.and_then(|marker| i64::try_from(marker.bytes?).ok());
+    // What was frozen counts, not what has become of it.
+    let frozen = u64::try_from(bytes.unwrap_or(size_bytes)).unwrap_or_default();
+    let least = ctx.config.images.min_size;
+    server.resets = server.resets.map(|rung| rung.for_size(frozen, least));
     Ok(Status {
         database: Some(DatabaseStatus {
             name: found.name,

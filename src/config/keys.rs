@@ -128,7 +128,7 @@ pub const KEYS: &[Key] = &[
     key(
         "images.kind",
         Kind::Choice(&["auto", "template"]),
-        "auto",
+        "template",
         "how a ready database is frozen: auto takes images where clones can share blocks",
     ),
     key(
@@ -143,7 +143,7 @@ pub const KEYS: &[Key] = &[
         "auto",
         "ready data directories from the store: where they are faster than rows, wherever they fit, never",
     ),
-    key("images.max_size", Kind::Bytes, "64GiB", "images of all projects together; older ones go"),
+    key("images.max_size", Kind::Bytes, "64GiB", "images of this project; older ones go"),
     key("images.max_age", Kind::Duration, "30d", "images that nobody used for this long go"),
     key(
         "images.pool",

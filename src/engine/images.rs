@@ -327,6 +327,17 @@ impl Engine {
         }
     }
 
+    /// Whether freezing makes the environment's data move first, which takes a copy of it.
+    ///
+    /// # Errors
+    /// What is wrong with the state.
+    pub fn moves_to_freeze(&self, ctx: &Context) -> Result<bool, Error> {
+        match self {
+            Self::Docker(engine) => engine.moves_to_freeze(ctx),
+            Self::Native(_) | Self::Embedded(_) | Self::External(_) => Ok(false),
+        }
+    }
+
     /// What a reset clones here. No pool is made for it; natively one file is cloned for a moment.
     ///
     /// # Errors

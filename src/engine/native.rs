@@ -486,6 +486,7 @@ impl NativeEngine {
         // Also what is left of a removal or a replacement that was cut off.
         if volumes == Volumes::Remove && (self.home.exists() || self.images_dir.exists()) {
             remove_dir(&self.home)?;
+            self.sweep_part()?;
             // They are the project's: the last of its environments takes them along.
             if !state::is_native_elsewhere(ctx) {
                 remove_dir(&self.images_dir)?;

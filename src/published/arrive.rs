@@ -17,7 +17,7 @@ use crate::database::{self, Marker};
 use crate::engine::{self, ServerKind};
 use crate::error;
 use crate::fingerprint::{self, PublishedKeys};
-use crate::frozen::{self, Live, Served};
+use crate::frozen::{self, Live, Serving};
 use crate::image;
 use crate::pg::names::DatabaseName;
 use crate::pg::{self, Session, quote};
@@ -288,18 +288,20 @@ async fn way(
     if let Some(other) = shared {
         return Ok(Way::Closed(format!("it would replace {other} as well")));
     }
+    let always = ctx.config.images.published == Published::Always;
+    // Before a pool is made for it.
+    if !always && manifest.plain_bytes() < ctx.config.images.min_size {
+        let why = "they come faster from here: there are few of them";
+        return Ok(Way::Closed(why.to_owned()));
+    }
     let place = match site.engine.can_freeze(ctx).await {
         Ok(()) => Place::Shelf,
         Err(engine::Error::Interrupted) => return Err(error::Error::Interrupted),
         Err(engine::Error::NoPool { .. }) if site.server.kind != ServerKind::Docker => Place::Data,
         Err(error) => return Ok(Way::Closed(error.to_string())),
     };
-    if ctx.config.images.published == Published::Always {
+    if always {
         return Ok(Way::Open(place));
-    }
-    if manifest.plain_bytes() < ctx.config.images.min_size {
-        let why = "they come faster from here: there are few of them";
-        return Ok(Way::Closed(why.to_owned()));
     }
     let pieces = Pieces::new(ctx, store, found);
     let speed = match ctx.until_cancelled(pieces.speed()).await {
@@ -425,14 +427,15 @@ async fn replace(
     found: &Image,
     name: &str,
 ) -> Result<bool, error::Error> {
-    match frozen::serve(ctx, site, wish, (name, &found.roles), "serve it").await? {
-        Served::Yes => return Ok(true),
-        Served::Shared(other) => {
-            ctx.report.note(format!("loading rows: the image would replace {other} as well"));
-        }
-        Served::No(error) => {
-            ctx.report.warn(format!("loading rows, the published image {}: {error}", found.id));
-        }
+    let serving = Serving {
+        image: name,
+        roles: &found.roles,
+        step: "serve it",
+        detail: "",
+        refused: &format!("loading rows, the published image {}", found.id),
+    };
+    if frozen::serve(ctx, site, wish, serving).await? {
+        return Ok(true);
     }
     // Nor is it to be tried by the next reset.
     site.engine.drop_images(ctx, &[name]).await?;

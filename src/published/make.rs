@@ -272,7 +272,7 @@ async fn build_and_store(
     let roles = image::roles(&site.session).await?;
     let locales = locales(&site.session, &name, &locale).await?;
     refuse_secrets(ctx, &site, &name).await?;
-    image::settle(ctx, &site.server, &name).await?;
+    image::settle(ctx, &site.server, (&name, &name)).await?;
     let step = ctx.report.step("take out what is secret");
     ctx.until_cancelled(scrub::scrub(&site.server)).await?;
     step.done("");

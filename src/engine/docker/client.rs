@@ -414,8 +414,13 @@ impl Client {
     /// Removes a container with its anonymous volumes, running or not.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        let answer = self.docker.remove_container(name, Some(options)).await;
-        found(answer, || format!("remove the container `{name}`")).map(drop)
+        match self.docker.remove_container(name, Some(options)).await {
+            // Somebody else removes it just now.
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 409, .. }) => {
+                Ok(())
+            }
+            answer => found(answer, || format!("remove the container `{name}`")).map(drop),
+        }
     }
 
     /// Writes files into a container, running or not. `tar` is an uncompressed archive.

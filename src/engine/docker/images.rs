@@ -185,9 +185,14 @@ impl DockerEngine {
             return ctx.check_cancelled().map_err(|_| Error::Interrupted);
         };
         let here = pool::act(&self.hash, "here", &[]);
-        let found = pool::act_alone(ctx, &self.client, image, &pool, here, Vec::new()).await?;
-        if !found.trim().is_empty() {
-            state.docker.get_or_insert_default().pool = Some(pool.state());
+        match pool::act_alone(ctx, &self.client, image, &pool, here, Vec::new()).await {
+            Ok(found) if found.trim().is_empty() => {}
+            Ok(_) => state.docker.get_or_insert_default().pool = Some(pool.state()),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => {
+                let what = "data of an earlier time is not looked for in the pool";
+                ctx.report.warn(format!("{what}: {error}"));
+            }
         }
         Ok(())
     }
@@ -348,7 +353,17 @@ impl DockerEngine {
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         let pool = Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?;
         let probe = pool::act(&self.hash, "probe", &[]);
-        pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await.map(drop)
+        let probed = pool::act_alone(ctx, &self.client, &image, &pool, probe, Vec::new()).await;
+        if probed.is_err() && pool.is_made_now() {
+            // A kernel that cannot mount it: it would only be in everybody's way.
+            pool.remove(&ctx.uninterrupted(), &self.client, &image).await?;
+        }
+        probed.map(drop)
+    }
+
+    /// Whether the environment's data has to be copied before it can be frozen.
+    pub(in crate::engine) fn moves_to_freeze(&self, ctx: &Context) -> Result<bool, Error> {
+        Ok(pool_of(&state::read(ctx)?).is_none())
     }
 
     /// Whether the daemon's machine can have a pool is tried when one is needed.
@@ -372,23 +387,37 @@ impl DockerEngine {
         name: &str,
     ) -> Result<Option<String>, Error> {
         let state = state::read(ctx)?;
-        let image = image::ensure(ctx, &self.client, &self.image).await?;
-        match self.pool(ctx, &state, &image).await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(None),
+        match self.facts(ctx, &state, name).await {
+            Err(Error::Interrupted) => Err(Error::Interrupted),
             // One that cannot be had is not in the way of a project that is not in it.
-            Err(Error::NoPool { reason }) if pool_of(&state).is_none() => {
+            Err(error) if pool_of(&state).is_none() => {
+                let reason = match error {
+                    Error::NoPool { reason } => reason,
+                    error => error.to_string(),
+                };
                 ctx.report.note(format!("no image is looked for: {reason}"));
-                return Ok(None);
+                Ok(None)
             }
-            Err(error) => return Err(error),
+            other => other,
+        }
+    }
+
+    async fn facts(
+        &self,
+        ctx: &Context,
+        state: &State,
+        name: &str,
+    ) -> Result<Option<String>, Error> {
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        if self.pool(ctx, state, &image).await?.is_none() {
+            return Ok(None);
         }
         if let Some(here) = self.in_pool().await? {
             // No program has to be started for it.
             let facts = self.client.read(&here.id, &self.facts_file(name)).await?;
             return Ok(facts.map(|facts| String::from_utf8_lossy(&facts).into_owned()));
         }
-        let facts = self.act(ctx, &state, &image, "facts", &[name]).await?;
+        let facts = self.act(ctx, state, &image, "facts", &[name]).await?;
         Ok((!facts.trim().is_empty()).then_some(facts))
     }
 
@@ -439,10 +468,15 @@ impl DockerEngine {
         }
         let known = pool_of(state);
         let name = known.as_ref().map_or(ctx.config.images.pool.as_str(), Pool::name);
-        match self.client.volume(name).await? {
-            Some(_) => Pool::ensure(ctx, &self.client, image, name).await.map(Some),
-            None => Ok(None),
+        if self.client.volume(name).await?.is_none() {
+            return Ok(None);
         }
+        // Of other projects: no helper has to look for it.
+        let attached = Pool::known(name, &Pool::mounted_of(name));
+        if known.is_none() && attached.is_ready(&self.client).await? {
+            return Ok(Some(attached));
+        }
+        Pool::ensure(ctx, &self.client, image, name).await.map(Some)
     }
 
     /// Removes the environment from the pool, and the pool with the last one; says what it was.
@@ -466,7 +500,14 @@ impl DockerEngine {
         };
         pool::sweep_of(&self.client, &pool, &self.hash).await?;
         let command = pool::act(&self.hash, "leave", &[]);
-        let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await?;
+        let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await;
+        let left = match left {
+            Err(error) if known.is_none() && !matches!(error, Error::Interrupted) => {
+                ctx.report.warn(format!("what may be left in the pool stays: {error}"));
+                return Ok(None);
+            }
+            left => left?,
+        };
         let mut left = left.split_whitespace();
         let (was, others) = (left.next(), left.next());
         if others == Some("0") {

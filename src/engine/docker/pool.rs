@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 pub(super) use self::archive::Archive;
-use super::client::{Client, Life, NewContainer, StartFailure, VolumeMount};
+use super::client::{Client, Container, Life, NewContainer, StartFailure, VolumeMount};
 use super::{image::ServerImage, label};
 use crate::context::Context;
 use crate::engine::state::PoolState;
@@ -30,6 +30,8 @@ const TRIES: usize = 5;
 const TIDYING: Duration = Duration::from_secs(10);
 /// Whoever has run a helper reads what it said, and removes it, long before this.
 const LEFT: jiff::SignedDuration = jiff::SignedDuration::from_mins(2);
+/// The same, of one whose name the next run waits for.
+const READ: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
 /// Below this a pool is not worth its place.
 const SMALLEST: u64 = 16 << 30;
 
@@ -53,6 +55,8 @@ pub(super) struct Pool {
     name: String,
     /// The volume that containers mount; the same one where that file system has reflinks.
     mounted: String,
+    /// A moment ago, by this run.
+    made: bool,
 }
 
 /// What `look.sh` found.
@@ -86,7 +90,12 @@ impl Look {
 impl Pool {
     /// The pool as it was found before, by the names of its volumes.
     pub fn known(name: &str, mounted: &str) -> Self {
-        Self { name: name.to_owned(), mounted: mounted.to_owned() }
+        Self { name: name.to_owned(), mounted: mounted.to_owned(), made: false }
+    }
+
+    /// The volume that mounts a loop device.
+    pub fn mounted_of(name: &str) -> String {
+        format!("{name}-mounted")
     }
 
     /// As it is remembered.
@@ -101,6 +110,11 @@ impl Pool {
 
     pub fn from_label(text: &str) -> Option<Self> {
         text.split_once(' ').map(|(name, mounted)| Self::known(name, mounted))
+    }
+
+    /// Whether this run has made it: nobody has anything in it then.
+    pub fn is_made_now(&self) -> bool {
+        self.made
     }
 
     pub fn name(&self) -> &str {
@@ -122,13 +136,31 @@ impl Pool {
         name: &str,
     ) -> Result<Self, Error> {
         let labels = HashMap::from([(label::ROLE.to_owned(), "pool".to_owned())]);
-        match client.volume(name).await? {
-            Some(found) if found.labels.get(label::ROLE) == labels.get(label::ROLE) => {}
+        let is_new = match client.volume(name).await? {
+            Some(found) if found.labels.get(label::ROLE) == labels.get(label::ROLE) => false,
             Some(_) => return Err(Error::NameTaken { kind: "volume", name: name.to_owned() }),
-            None => client.create_volume(name, labels.clone(), HashMap::new()).await?,
+            None => {
+                client.create_volume(name, labels.clone(), HashMap::new()).await?;
+                true
+            }
+        };
+        let found = Self::find_or_make(ctx, client, image, name, labels).await;
+        if is_new && matches!(found, Err(Error::NoPool { .. })) {
+            // This machine cannot have one: nothing stays that looks like it.
+            client.remove_unused_volume(name).await?;
         }
+        found
+    }
+
+    async fn find_or_make(
+        ctx: &Context,
+        client: &Client,
+        image: &ServerImage,
+        name: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Self, Error> {
         sweep(client, name).await?;
-        let mounted = format!("{name}-mounted");
+        let mounted = Self::mounted_of(name);
         for _ in 0..TRIES {
             let look = look(ctx, client, image, name).await?;
             if look.reflinks {
@@ -150,7 +182,7 @@ impl Pool {
             let mut labels = labels;
             labels.insert(label::FILE.to_owned(), file);
             mount(client, &mounted, number, labels).await?;
-            return Ok(Self::known(name, &mounted));
+            return Ok(Self { made: look.file.is_none(), ..Self::known(name, &mounted) });
         }
         Err(no_pool("other programs take the loop devices"))
     }
@@ -502,7 +534,7 @@ async fn run(
         Ok(Some(found)) if !found.labels.contains_key(label::ROLE) => {
             Ok(Err(Error::NameTaken { kind: "container", name: name.clone() }))
         }
-        Ok(Some(found)) if found.running || found.starting => Err(busy()),
+        Ok(Some(found)) if found.running || found.starting || ended_now(&found) => Err(busy()),
         Ok(found) => {
             // What a run that was killed has left.
             if let Some(found) = found
@@ -516,6 +548,12 @@ async fn run(
     })
     .await??;
     run_made(ctx, client, &name, &id, files).await
+}
+
+/// Whether whoever has run a helper may be reading still what it said.
+fn ended_now(found: &Container) -> bool {
+    let now = jiff::Timestamp::now();
+    found.ended.is_some_and(|ended| ended.duration_until(now) < READ)
 }
 
 /// The container that does so.

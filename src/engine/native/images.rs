@@ -52,7 +52,7 @@ impl NativeEngine {
     /// Not every file system can: seen before anybody is disturbed.
     pub(in crate::engine) fn can_freeze(&self) -> Result<(), Error> {
         fs_err::create_dir_all(&self.images_dir).map_err(Error::file("make", &self.images_dir))?;
-        probe(&self.data().join("PG_VERSION"), &self.images_dir.join(".probe"))
+        probe(&self.data().join("PG_VERSION"), &self.images_dir)
     }
 
     /// Tried beside the data, where there is any.
@@ -61,7 +61,7 @@ impl NativeEngine {
         if !data.is_dir() {
             return Ok(Rung::images(format!("where `{home}` will be, if its file system can")));
         }
-        let probed = probe(&data.join("PG_VERSION"), &home.join(".probe"));
+        let probed = probe(&data.join("PG_VERSION"), home);
         match probed {
             Ok(()) => Ok(Rung::images(format!("beside the data in `{home}`"))),
             Err(Error::NoPool { reason }) => Ok(Rung::templates(reason)),
@@ -72,11 +72,8 @@ impl NativeEngine {
     /// Whether the file system can at all; whatever else is in the way is an error.
     fn shares_blocks(&self) -> Result<bool, Error> {
         use nix::errno::Errno;
-        let (from, to) = (self.data().join("PG_VERSION"), self.images_dir.join(".probe"));
-        let _ = std::fs::remove_file(&to);
-        let cloned = reflink_copy::reflink(&from, &to);
-        let _ = std::fs::remove_file(&to);
-        let Err(error) = cloned else { return Ok(true) };
+        let from = self.data().join("PG_VERSION");
+        let Err(error) = clone_for_a_moment(&from, &self.images_dir) else { return Ok(true) };
         let cannot = [Errno::EOPNOTSUPP, Errno::EXDEV, Errno::EINVAL, Errno::ENOTTY, Errno::ENOSYS];
         match error.raw_os_error() {
             Some(number) if cannot.contains(&Errno::from_raw(number)) => Ok(false),
@@ -119,7 +116,6 @@ impl NativeEngine {
         }
         // Another environment may freeze the same; what a run of this one has left goes.
         let part = self.image(&format!(".part.{}", self.hash));
-        let image = self.image(name);
         remove_dir(&part)?;
         fs_err::create_dir_all(&part).map_err(Error::file("make", &part))?;
         clone(&self.data(), &part.join("data"), self.user)?;
@@ -131,8 +127,18 @@ impl NativeEngine {
         fs_err::write(&path, facts).map_err(Error::file("write", &path))?;
         self.came_from(name, &self.data())?;
         let _lock = self.lock_images()?;
-        remove_dir(&image)?;
-        fs_err::rename(&part, &image).map_err(Error::file("make", &image))
+        self.put(&part, name)
+    }
+
+    /// Makes the folder `part` the image `name`, under the lock. Half of an older one is never found.
+    fn put(&self, part: &Utf8Path, name: &str) -> Result<(), Error> {
+        let (image, gone) = (self.image(name), self.image(&format!(".gone.{name}")));
+        remove_dir(&gone)?;
+        if image.exists() {
+            rename(&image, &gone)?;
+        }
+        fs_err::rename(part, &image).map_err(Error::file("make", &image))?;
+        remove_dir(&gone)
     }
 
     /// Serves a clone of an image in place of the data; where copies cannot share blocks, the image
@@ -237,14 +243,9 @@ impl NativeEngine {
         if let Some(password) = state::read(ctx)?.password() {
             self.reset_password(&part.join("data"), &password).await?;
         }
-        // As safe as what it takes the place of: a throwaway server's data is not synced either.
-        if ctx.config.engine.durable || self.shares_blocks()? {
-            sync(part).map_err(Error::file("write", part))?;
-        }
+        sync(part).map_err(Error::file("write", part))?;
         let _lock = self.lock_images()?;
-        let image = self.image(name);
-        remove_dir(&image)?;
-        fs_err::rename(part, &image).map_err(Error::file("make", &image))?;
+        self.put(part, name)?;
         let dir = fs_err::File::open(&self.images_dir);
         dir.and_then(|dir| dir.sync_all()).map_err(Error::file("write", &self.images_dir))
     }
@@ -448,7 +449,7 @@ impl NativeEngine {
         for left in ["data.next", "data.next.part", "data.gone"] {
             remove_dir(&self.home.join(left))?;
         }
-        remove_dir(&self.image(&format!(".part.{}", self.hash)))
+        self.sweep_part()
     }
 
     pub(in crate::engine) fn image_facts(&self, name: &str) -> Result<Option<String>, Error> {
@@ -479,6 +480,21 @@ impl NativeEngine {
         Ok(images)
     }
 
+    /// What runs that were killed have left of images that went, under the lock.
+    fn sweep_gone(&self) -> Result<(), Error> {
+        let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(()) };
+        let gone = entries.flatten().filter(|entry| entry.file_name().starts_with(".gone."));
+        for entry in gone {
+            remove_dir(entry.path())?;
+        }
+        Ok(())
+    }
+
+    /// What a run of this environment that was killed has left of an image that it made.
+    pub(super) fn sweep_part(&self) -> Result<(), Error> {
+        remove_dir(&self.image(&format!(".part.{}", self.hash)))
+    }
+
     /// Removes images.
     pub(in crate::engine) fn drop_images(
         &self,
@@ -486,6 +502,7 @@ impl NativeEngine {
         names: &[&str],
     ) -> Result<(), Error> {
         let _lock = self.lock_images()?;
+        self.sweep_gone()?;
         for name in names {
             let (image, part) = (self.image(name), self.image(&format!(".gone.{name}")));
             remove_dir(&part)?;
@@ -519,12 +536,15 @@ fn cannot(path: &Utf8Path, error: &std::io::Error) -> Error {
     Error::NoPool { reason: format!("the file system of `{path}` cannot: {error}") }
 }
 
-/// Whether `from` can be cloned to a file in the folder of `to`.
-fn probe(from: &Utf8Path, to: &Utf8Path) -> Result<(), Error> {
-    let _ = std::fs::remove_file(to);
-    let cloned = reflink_copy::reflink(from, to);
-    let _ = std::fs::remove_file(to);
-    cloned.map_err(|error| cannot(to, &error))
+/// Whether `from` can be cloned to a file in the folder `dir`.
+fn probe(from: &Utf8Path, dir: &Utf8Path) -> Result<(), Error> {
+    clone_for_a_moment(from, dir).map_err(|error| cannot(dir, &error))
+}
+
+/// By a name that nobody else has: branches share the folder of images.
+fn clone_for_a_moment(from: &Utf8Path, dir: &Utf8Path) -> std::io::Result<()> {
+    let probe = tempfile::Builder::new().prefix(".probe").tempdir_in(dir)?;
+    reflink_copy::reflink(from, probe.path().join("clone"))
 }
 
 /// A copy of a data directory that shares its blocks; whole or not there. Folders and files only: a

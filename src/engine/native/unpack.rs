@@ -17,6 +17,15 @@ const MOST: usize = 4;
 /// Writes these files, which are there and empty. An error ends all of it.
 pub(super) fn write(data: &Utf8Path, files: &[(String, u64)], feed: Feed) -> Result<(), Error> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST));
+    write_by(threads, data, files, feed)
+}
+
+fn write_by(
+    threads: usize,
+    data: &Utf8Path,
+    files: &[(String, u64)],
+    feed: Feed,
+) -> Result<(), Error> {
     let blocks = Mutex::new(Blocks { feed, files, file: 0, at: 0 });
     let failed = AtomicBool::new(false);
     let work = || {
@@ -105,7 +114,7 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::mpsc;
 
-    use super::{Blocks, Part, write};
+    use super::{Blocks, Part, write, write_by};
     use crate::engine::images::Feed;
 
     fn feed(blocks: &[&'static str]) -> Feed {
@@ -153,7 +162,7 @@ mod tests {
             sender.try_send(Bytes::copy_from_slice(block)).expect("it has room");
         }
         drop(sender);
-        write(data, &sizes, Feed::new(receiver)).expect("all of it came");
+        write_by(3, data, &sizes, Feed::new(receiver)).expect("all of it came");
         let found: Vec<u8> = sizes
             .iter()
             .flat_map(|(name, _)| std::fs::read(data.join(name)).expect("it is there"))
@@ -162,5 +171,24 @@ mod tests {
 
         let gone = write(data, &sizes, feed(&["too little"])).expect_err("it was cut off");
         assert!(gone.to_string().contains("receive"), "{gone}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_ends_all_of_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let data = camino::Utf8Path::from_path(dir.path()).expect("UTF-8");
+        std::fs::write(data.join("there"), "").expect("a file");
+        let files = files(&[("missing", 2), ("there", 1 << 40)]);
+        // It never ends by itself.
+        let (sender, receiver) = mpsc::channel(1);
+        let source =
+            std::thread::spawn(
+                move || {
+                    while sender.blocking_send(Bytes::from_static(b"abc")).is_ok() {}
+                },
+            );
+        let gone = write_by(3, data, &files, Feed::new(receiver)).expect_err("one is missing");
+        assert!(gone.to_string().contains("write"), "{gone}");
+        source.join().expect("whoever sends is told");
     }
 }

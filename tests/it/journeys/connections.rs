@@ -134,6 +134,61 @@ async fn resets_under_clients(project: &Project, way: &str) {
     assert_eq!(project.contents().await, clean);
 }
 
+/// Clients that write as soon as they are let in: what is frozen is what was built.
+async fn an_image_is_made_under_clients_that_write(project: &Project) {
+    project.sandbox.write("sql/V3__mark.sql", MARK);
+    project.run(&["up"]).succeeds();
+    let target = project.live();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writes = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (stop, writes, target) = (Arc::clone(&stop), Arc::clone(&writes), target.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    if let Ok(session) = Session::connect(&target).await {
+                        let insert = "insert into shop.mark values (-1)";
+                        let written = session.batch(insert).await;
+                        writes.fetch_add(usize::from(written.is_ok()), Ordering::SeqCst);
+                        session.close().await;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    // Another checkout: a build, which is frozen.
+    project.sandbox.write("sql/V4__more.sql", "create table shop.more (n int);");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+    let before = writes.load(Ordering::SeqCst);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while writes.load(Ordering::SeqCst) < before + CLIENTS {
+        assert!(std::time::Instant::now() < deadline, "nobody is let in again");
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for client in clients {
+        client.await.expect("it ends when it is told to");
+    }
+    assert_ne!(project.text("select count(*) from shop.mark").await, "1");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    assert_eq!(project.text("select count(*) from shop.mark").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn docker_freezes_what_was_built_under_clients_that_write() {
+    let Some((project, _)) = in_docker().await else { return };
+    an_image_is_made_under_clients_that_write(&project).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn native_freezes_what_was_built_under_clients_that_write() {
+    let Some(project) = native_with_reflinks().await else { return };
+    an_image_is_made_under_clients_that_write(&project).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn docker_resets_from_an_image_under_twenty_clients_that_connect_again() {
     let Some((project, _)) = in_docker().await else { return };

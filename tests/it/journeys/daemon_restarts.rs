@@ -23,6 +23,7 @@ async fn project_in(daemon: &SecondDaemon, images: bool) -> Project {
     let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
     project.sandbox.set("DOCKER_HOST", &daemon.address());
     if images {
+        project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
         project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
         project.sandbox.set("SEEDBED_IMAGES_POOL", &daemon.pool());
         project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");

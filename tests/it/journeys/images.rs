@@ -32,6 +32,7 @@ pub(super) async fn in_docker() -> Option<(Project, String)> {
 /// A project whose server runs in Docker and shares this pool.
 pub(super) async fn in_pool(pool: &str) -> Project {
     let mut project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
@@ -67,6 +68,7 @@ pub(super) async fn native_with_reflinks() -> Option<Project> {
     let mut project = Project::on_its_own_below(reflinks()?, &engine).with_snapshot().await;
     // Else the server's user cannot reach it, and its data goes elsewhere.
     shell(&format!("chmod 755 {}", project.sandbox.project().join("..")));
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     Some(project)
 }
@@ -210,6 +212,7 @@ async fn a_template_keeps_what_a_reset_replaces_and_brings_it_back() {
 #[tokio::test]
 async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     let mut project = Project::native().with_snapshot().await;
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     let up = project.run(&["up"]).succeeds();
     if up.stderr.contains("freeze as image") {
@@ -229,9 +232,63 @@ async fn a_file_system_without_reflinks_means_a_template_and_it_is_said() {
     let up = configured.run(&["up"]).succeeds();
     assert!(up.stderr.contains("freeze as template"), "{}", up.stderr);
     assert!(!up.stderr.contains("no image"), "{}", up.stderr);
-    let status = configured.run(&["status"]).succeeds().stdout;
+}
+
+#[tokio::test]
+async fn what_is_smaller_than_the_limit_is_a_template_also_where_images_could_be() {
+    let Some(mut project) = native_with_reflinks().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "256MiB");
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("freeze as template"), "{}", up.stderr);
+    let status = project.run(&["status"]).succeeds().stdout;
     let small = "resets       from a template: it is smaller than 256 MiB (`images.min_size`)\n";
     assert!(status.contains(small), "{status}");
+    let doctor = project.run(&["doctor"]).stdout;
+    assert!(doctor.contains("; what is smaller than 256 MiB, from a template"), "{doctor}");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+}
+
+/// Another project's pool, whose file system is spoilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_cannot_be_mounted_stops_nobody_who_is_not_in_it() {
+    let Some((other, pool)) = in_docker().await else { return };
+    other.run(&["up"]).succeeds();
+    other.run(&["down"]).succeeds();
+    shell(&format!(
+        "docker ps -aq --filter volume={pool}-mounted | xargs -r docker rm -f >/dev/null; \
+         docker run --rm -v {pool}:/p --entrypoint sh postgres:17 -euc \
+         'dd if=/dev/zero of=$(ls /p/*.xfs) bs=4096 count=1 conv=notrunc status=none; sync'"
+    ));
+    let project = in_pool(&pool).await;
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("no image is looked for: "), "{}", up.stderr);
+    assert!(up.stderr.contains("freezing a template, no image: "), "{}", up.stderr);
+    let clean = project.contents().await;
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    let down = project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert!(down.stderr.contains("what may be left in the pool stays"), "{}", down.stderr);
+    // Whoever is in it is told, and nothing of it is taken for gone.
+    let up = other.run(&["up"]);
+    assert_ne!(up.code, Some(0), "{}", up.stderr);
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")).lines().count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_database_is_not_moved_into_a_pool_for_a_point() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "256MiB");
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    let save = project.run(&["branch", "save", "point"]).succeeds();
+    assert!(!save.stderr.contains("move to where clones share blocks"), "{}", save.stderr);
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "", "no pool");
+    use_it(&project).await;
+    project.run(&["branch", "restore", "point"]).succeeds();
+    assert_eq!(project.contents().await, clean);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -389,17 +446,67 @@ async fn native_lists_which_environments_came_from_which_image() {
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_serves_the_old_database_again_where_the_image_does_not_start() {
     let Some((project, pool)) = in_docker().await else { return };
-    project.run(&["up"]).succeeds();
-    use_it(&project).await;
-    let used = project.contents().await;
-    shell(&format!(
+    let spoil = format!(
         "docker run --rm -v {pool}-mounted:/p --entrypoint sh postgres:17 -c \
          'truncate -s 100 /p/images/*/data/global/pg_control'"
-    ));
-    for args in [&["reset"][..], &["reset", "--keep"]] {
-        let reset = project.run(args).exits(4);
-        assert!(reset.stderr.contains("pg_control"), "{}", reset.stderr);
-        assert_eq!(project.contents().await, used);
-        project.run(&["undo-reset"]).exits(4);
+    );
+    an_image_that_does_not_start_costs_nothing(&project, &spoil).await;
+}
+
+#[tokio::test]
+async fn native_serves_the_old_database_again_where_the_image_does_not_start() {
+    let Some(project) = native_with_reflinks().await else { return };
+    let images = project.sandbox.project().join(".seedbed/images");
+    let spoil = format!("truncate -s 100 {images}/*/data/global/pg_control");
+    an_image_that_does_not_start_costs_nothing(&project, &spoil).await;
+}
+
+/// `spoil` makes every image one that no server starts on.
+async fn an_image_that_does_not_start_costs_nothing(project: &Project, spoil: &str) {
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    use_it(project).await;
+    let used = project.contents().await;
+    shell(spoil);
+    // Nor can it be built.
+    let chunks = project.sandbox.project().join("seed/snapshots/chunks");
+    let away = project.sandbox.project().join("seed/away");
+    fs_err::rename(&chunks, &away).expect("it is there");
+    let reset = project.run(&["reset"]);
+    assert_ne!(reset.code, Some(0), "{}", reset.stderr);
+    assert!(reset.stderr.contains("pg_control"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, used);
+    project.run(&["undo-reset"]).exits(4);
+
+    // It has gone, so that nobody tries it again.
+    fs_err::rename(&away, &chunks).expect("it is there");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(!reset.stderr.contains("does not start"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    use_it(project).await;
+    shell(spoil);
+    let reset = project.run(&["reset", "--keep"]).succeeds();
+    assert!(reset.stderr.contains("building anew, the image does not start"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, used);
+}
+
+/// A helper's name is the lock of a pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_projects_that_come_to_a_new_pool_at_once_both_get_into_it() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let other = in_pool(&pool).await;
+    let both = [&project, &other];
+    let runs = both.map(|project| started(project, &["up"]));
+    for (project, run) in both.into_iter().zip(runs) {
+        let up = ended(project, &["up"], run).succeeds();
+        assert!(up.stderr.contains("freeze as image"), "{}", up.stderr);
+        assert!(!up.stderr.contains("no image"), "{}", up.stderr);
+    }
+    let resets = both.map(|project| started(project, &["reset"]));
+    for (project, reset) in both.into_iter().zip(resets) {
+        let reset = ended(project, &["reset"], reset).succeeds();
+        assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
     }
 }

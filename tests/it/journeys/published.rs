@@ -14,6 +14,7 @@ use crate::harness::{Run, unique, watchdog};
 pub(super) const TAKEN: &str = "fetch and unpack the published image";
 
 pub(super) fn images_on(project: &mut Project, published: &str) {
+    project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "1");
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", published);
 }

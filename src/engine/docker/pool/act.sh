@@ -360,9 +360,11 @@ case "$act" in
   here) readlink "$env/current" || true ;;
   # probe: whether copies share blocks here.
   probe)
-    : >"$root/.probe.$$"
-    trap 'rm -f "$root/.probe.$$" "$root/.probe.$$.copy"' EXIT
-    cp --reflink=always "$root/.probe.$$" "$root/.probe.$$.copy"
+    # Each container counts its processes from 1.
+    probe="$root/.probe.$(hostname).$$"
+    : >"$probe"
+    trap 'rm -f "$probe" "$probe.copy"' EXIT
+    cp --reflink=always "$probe" "$probe.copy"
     mkdir -p "$root/images" "$root/envs"
     ;;
   # list: a line for each image: name, its size in kB, when it was last used in seconds, its facts.
