@@ -120,6 +120,14 @@ impl TlsProblem {
     }
 }
 
+/// Whether a program of PostgreSQL's says that the server takes no more sessions (53300): libpq passes on
+/// only the words.
+pub fn says_full(text: &str) -> bool {
+    const FULL: [&str; 3] =
+        ["too many connections for", "too many clients", "remaining connection slots"];
+    FULL.iter().any(|words| text.contains(words))
+}
+
 impl Error {
     /// At most one thing to do about it.
     pub fn hints(&self) -> Vec<String> {

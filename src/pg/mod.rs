@@ -13,8 +13,8 @@ pub mod target;
 pub mod tls;
 pub mod tools;
 
-pub(crate) use error::FULL_HINT;
 pub use error::{Error, SqlError, TlsProblem};
+pub(crate) use error::{FULL_HINT, says_full};
 pub use session::{Notice, Session};
 pub use target::{ClientCertificate, SslMode, Target};
 

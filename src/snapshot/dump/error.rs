@@ -87,12 +87,9 @@ impl Error {
 
     /// Whether the source takes no more sessions, ours or those of `pg_dump`.
     pub(super) fn is_full(&self) -> bool {
-        // What servers say with 53300, which libpq does not pass on.
-        const FULL: [&str; 3] =
-            ["too many connections for", "too many clients", "remaining connection slots"];
         match self {
             Self::Pg { error, .. } => error.is_full(),
-            Self::Schema { reason, .. } => FULL.iter().any(|words| reason.contains(words)),
+            Self::Schema { reason, .. } => pg::says_full(reason),
             Self::Busy { .. }
             | Self::Unreadable(_)
             | Self::Changing

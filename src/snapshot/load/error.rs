@@ -79,11 +79,11 @@ impl Error {
     pub(super) fn is_full(&self) -> bool {
         match self {
             Self::Pg { error, .. } => error.is_full(),
+            Self::Restore { reason, .. } => pg::says_full(reason),
             Self::Damaged { .. }
             | Self::Rows { .. }
             | Self::Extensions { .. }
             | Self::Refused { .. }
-            | Self::Restore { .. }
             | Self::Tools(_)
             | Self::Store(_) => false,
         }

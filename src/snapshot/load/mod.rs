@@ -26,7 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::chunk::Damage;
-use super::crew::crew;
+use super::crew::{crew, once_there_is_room};
 use super::manifest::{Chunk, Manifest, QualifiedName, Table};
 use super::restore::{self, Refusal, Section};
 use super::{fetch, source};
@@ -97,6 +97,7 @@ pub async fn load(
         manifest,
         cores,
         jobs: AtomicUsize::new(jobs),
+        most: jobs,
         source: fetch::Source::new(store, Cache::open(ctx)),
         sessions: Mutex::default(),
         loaded_bytes: AtomicU64::new(0),
@@ -122,6 +123,8 @@ struct Run<'a> {
     cores: usize,
     /// Lowered to what the server has taken.
     jobs: AtomicUsize,
+    /// What was asked for.
+    most: usize,
     source: fetch::Source<'a>,
     sessions: Mutex<Vec<pg::session::CancelHandle>>,
     loaded_bytes: AtomicU64,
@@ -155,6 +158,20 @@ impl Run<'_> {
             self.jobs.fetch_min(worked, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Where the server takes few sessions one does all of it, and waits for room: each of several opens one
+    /// more, and a server counts those that were closed a moment ago.
+    async fn post_data(
+        &self,
+        restore: &restore::Restore<'_>,
+        list: &restore::List,
+    ) -> Result<Vec<restore::Refusal>, Error> {
+        if self.jobs() == self.most {
+            return restore.run(Section::PostData, list, self.most).await;
+        }
+        let run = async || restore.run(Section::PostData, list, 1).await;
+        once_there_is_room(self.ctx, Error::is_full, run).await
     }
 
     async fn stop_statements(&self) {
@@ -225,7 +242,7 @@ impl Run<'_> {
             }
         }
         let list = list.without_kinds(taken, &postponed);
-        refused.extend(restore.run(Section::PostData, &list, self.jobs()).await?);
+        refused.extend(self.post_data(&restore, &list).await?);
         self.judge(Section::PostData, refused, &mut loaded)?;
         step.done("");
 

@@ -472,6 +472,7 @@ async fn an_image_that_does_not_start_costs_nothing(project: &Project, spoil: &s
     let chunks = project.sandbox.project().join("seed/snapshots/chunks");
     let away = project.sandbox.project().join("seed/away");
     fs_err::rename(&chunks, &away).expect("it is there");
+    shell(&format!("rm -rf {}/*", project.sandbox.cache()));
     let reset = project.run(&["reset"]);
     assert_ne!(reset.code, Some(0), "{}", reset.stderr);
     assert!(reset.stderr.contains("pg_control"), "{}", reset.stderr);
