@@ -161,8 +161,16 @@ impl Pool {
     ) -> Result<Self, Error> {
         sweep(client, name).await?;
         let mounted = Self::mounted_of(name);
+        let mut refused: Option<(u32, Error)> = None;
         for _ in 0..TRIES {
             let look = look(ctx, client, image, name).await?;
+            // A device that is free still was not what was in the way: somebody else would have it.
+            if let Some((number, error)) = refused.take()
+                && look.attached.is_none()
+                && look.unused.contains(&number)
+            {
+                return Err(error);
+            }
             if look.reflinks {
                 return Ok(Self::known(name, name));
             }
@@ -173,10 +181,15 @@ impl Pool {
                 (Some(number), _) => number,
                 (None, None) => return Err(no_pool("no loop device is free")),
                 (None, Some(&number)) => {
-                    if !attach(ctx, client, image, name, &look, &file, number).await? {
-                        continue;
+                    match attach(ctx, client, image, name, &look, &file, number).await {
+                        Ok(true) => number,
+                        Ok(false) => continue,
+                        Err(error @ Error::NoPool { .. }) => {
+                            refused = Some((number, error));
+                            continue;
+                        }
+                        Err(error) => return Err(error),
                     }
-                    number
                 }
             };
             let mut labels = labels;
