@@ -318,12 +318,15 @@ async fn way(
         missing: objects.iter().map(|(_, size)| size).sum(),
         plain: manifest.plain_bytes(),
     };
-    if estimate::image_is_faster(image, rows, speed) {
+    let expected = estimate::estimate(image, rows, speed);
+    if expected.image <= expected.rows {
         return Ok(Way::Open(place));
     }
     Ok(Way::Closed(format!(
-        "they come faster from here: {} to fetch instead of {}",
+        "they come faster from here, in some {} with {} to fetch instead of {} with {}",
+        format::duration(expected.rows),
         format::bytes(rows.missing),
+        format::duration(expected.image),
         format::bytes(image.missing)
     )))
 }

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Pieces that are fetched at once to see how fast the store is; they are wanted anyhow.
 pub(super) const PROBED: usize = 2;
 
+/// The most stored bytes of one of them: what a slow line carries within [`PROBE_LIMIT`].
+const PROBED_BYTES: u64 = 4_000_000;
+
 /// Plain bytes a second, measured on two cores (docs/benchmarks.md): unpacking, and loading rows with
 /// their indexes.
 const UNPACKED: f64 = 400e6;
@@ -42,23 +45,53 @@ pub(super) struct Work {
     pub plain: u64,
 }
 
-/// Whether unpacking `image` is expected to end before loading `rows` does. `None`: nothing has to be
-/// fetched.
+/// How long each way is expected to take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Estimate {
+    pub image: Duration,
+    pub rows: Duration,
+}
+
+/// `None`: nothing has to be fetched.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-pub(super) fn image_is_faster(image: Work, rows: Work, speed: Option<Speed>) -> bool {
+pub(super) fn estimate(image: Work, rows: Work, speed: Option<Speed>) -> Estimate {
     let rate = speed
         .map_or(f64::INFINITY, |speed| speed.bytes as f64 / speed.took.as_secs_f64().max(1e-6));
     // Fetching goes on beside the work.
     let seconds =
         |work: Work, done: f64| (work.missing as f64 / rate).max(work.plain as f64 / done);
-    TAKEN + seconds(image, UNPACKED) <= seconds(rows, LOADED)
+    let time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    Estimate { image: time(TAKEN + seconds(image, UNPACKED)), rows: time(seconds(rows, LOADED)) }
+}
+
+/// What is fetched of pieces with these stored bytes to see how fast the store is, as indices: of the
+/// smallest ones a store's answers would be timed and not what it sends.
+pub(super) fn probed(sizes: &[u64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    let wanted = |size: u64| (size > PROBED_BYTES, size.abs_diff(PROBED_BYTES));
+    order.sort_by_key(|&index| wanted(sizes[index]));
+    order.truncate(PROBED);
+    order
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{PROBE_LIMIT, Speed, Work, image_is_faster};
+    use super::{Estimate, PROBE_LIMIT, Speed, Work, estimate, probed};
+
+    fn image_is_faster(image: Work, rows: Work, speed: Option<Speed>) -> bool {
+        let Estimate { image, rows } = estimate(image, rows, speed);
+        image <= rows
+    }
+
+    #[test]
+    fn the_largest_pieces_that_a_slow_line_carries_tell_its_speed() {
+        assert_eq!(probed(&[9_000, 1_200_000, 9_000, 14_000_000, 3_900_000, 9_000]), [4, 1]);
+        assert_eq!(probed(&[14_000_000, 9_000, 12_000_000]), [1, 2]);
+        assert_eq!(probed(&[9_000]), [0]);
+        assert!(probed(&[]).is_empty());
+    }
 
     #[test]
     fn rows_win_over_a_slow_line_and_with_a_full_cache() {

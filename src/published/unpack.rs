@@ -43,25 +43,28 @@ impl<'a> Source<'a> {
         missing.map(|piece| piece.stored_size).sum()
     }
 
-    /// How fast pieces come, from the first ones that are not here yet; `None`: all of them are.
+    /// How fast pieces come, from some that are not here yet; `None`: all of them are.
     ///
     /// # Errors
     /// What the store said.
     pub(super) async fn speed(&self) -> Result<Option<estimate::Speed>, error::Error> {
-        let first = self.image.pieces.iter().filter(|piece| !self.cache.has(&piece.object));
-        let first: Vec<&Piece> = first.take(estimate::PROBED).collect();
-        if first.is_empty() {
+        let missing = self.image.pieces.iter().filter(|piece| !self.cache.has(&piece.object));
+        let missing: Vec<&Piece> = missing.collect();
+        let sizes: Vec<u64> = missing.iter().map(|piece| piece.stored_size).collect();
+        let probed: Vec<&Piece> =
+            estimate::probed(&sizes).into_iter().map(|index| missing[index]).collect();
+        if probed.is_empty() {
             return Ok(None);
         }
         let started = std::time::Instant::now();
-        let fetched = stream::iter(&first)
+        let fetched = stream::iter(&probed)
             .map(|piece| self.stored(piece))
             .buffer_unordered(estimate::PROBED)
             .try_fold(0_u64, async |sum, bytes| Ok(sum + bytes.len() as u64));
         match tokio::time::timeout(estimate::PROBE_LIMIT, fetched).await {
             Ok(bytes) => Ok(Some(estimate::Speed { bytes: bytes?, took: started.elapsed() })),
             Err(_) => {
-                let bytes = first.iter().map(|piece| piece.stored_size).sum();
+                let bytes = probed.iter().map(|piece| piece.stored_size).sum();
                 Ok(Some(estimate::Speed::below(bytes)))
             }
         }
