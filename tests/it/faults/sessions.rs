@@ -519,23 +519,71 @@ async fn a_source_that_takes_few_sessions_is_read_by_fewer() {
     case.reaches_its_goal().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_few_sessions_is_filled_by_fewer() {
-    // More tables than sessions.
+/// A snapshot of more tables than the developer's server takes sessions.
+async fn with_few_sessions(sessions: &str) -> (Case, Server) {
     let tables: Vec<String> = (0..12)
         .map(|number| {
             format!("create table part_{number} as select n from generate_series(1, 50) n;")
         })
         .collect();
-    let sql = format!("{SHOP}{}", tables.concat());
-    let conf = "[restore]\njobs = 12\n";
-    let mut case = Case::on(harness::server(), &sql, conf).await;
+    let triggers = "create function kept() returns trigger language plpgsql as
+            'begin return new; end';
+        create trigger kept before update on note for each row execute function kept();";
+    let sql = format!("{SHOP}{}{triggers}", tables.concat());
+    let mut case = Case::on(harness::server(), &sql, "[restore]\njobs = 12\n").await;
     case.create(None).succeeds();
-    let few = Server::start(&[("max_connections", "9"), ("superuser_reserved_connections", "0")]);
+    let few =
+        Server::start(&[("max_connections", sessions), ("superuser_reserved_connections", "0")]);
     case.moves_to(&few);
+    (case, few)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_few_sessions_is_filled_by_fewer() {
+    let (case, _few) = with_few_sessions("9").await;
     let run = case.dev(&["up", "--fresh", "--seed", "latest"], None);
     assert!(run.stderr.contains("too many clients already"), "{}", run.stderr);
     assert!(run.stderr.contains("; going on with fewer connections"), "{}", run.stderr);
+    case.holds(&run, Ended::Reached).await;
+    case.restores().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_the_rows_is_made_where_one_more_session_is_taken_and_no_second() {
+    let (case, few) = with_few_sessions("12").await;
+    let sizes = case.files("chunks").into_iter().map(|file| (case.read(&file).len(), file));
+    let (_, largest) = sizes.max().expect("there are chunks");
+    let largest = largest.file_name().expect("a file").to_owned();
+    let pause = Pause::at(&case.s3, move |seen| seen.path.contains(&largest));
+    let args = ["up", "--fresh", "--seed", "latest"];
+    let mut command = case.dev.command(&args);
+    command.env("SEEDBED_STORE_ENDPOINT", pause.endpoint());
+    case.dev.write("stderr", "");
+    let stderr = case.dev.project().join("stderr");
+    command.stderr(std::fs::File::create(&stderr).expect("the project folder is ours"));
+    // Others take what the workers leave, but for one session.
+    let connect = || seedbed::pg::Session::connect(&few.admin);
+    let mut others = vec![connect().await.expect("it is up")];
+    let mut child = command.spawn().expect("the program was built for this suite");
+    pause.arrived();
+    let said = |words: &str| case.dev.read("stderr").contains(words);
+    while !said("; going on with fewer connections") {
+        tokio::task::yield_now().await;
+    }
+    pause.open();
+    let sql = "select count(*) from pg_stat_activity where backend_type = 'client backend'";
+    while !said("attach indexes") && child.try_wait().expect("our own child").is_none() {
+        let taken: i64 = others[0].query_one(sql, &[]).await.expect("it is ours").get(0);
+        if taken < 11
+            && let Ok(session) = connect().await
+        {
+            others.push(session);
+        }
+    }
+    drop(others);
+    let output = child.wait_with_output().expect("our own child");
+    let mut run = case.dev.ended(&args, output);
+    run.stderr = case.dev.read("stderr");
     case.holds(&run, Ended::Reached).await;
     case.restores().await;
 }
