@@ -748,6 +748,10 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
         error,
     })?;
     for found in list(&session).await? {
+        if found.name == final_name {
+            open(&session, &found).await?;
+            continue;
+        }
         // A scratch database is marked right after it was created; killed between the two, it is
         // told by its name, and only on a server that is ours alone.
         let unmarked = found.marker.is_none()
@@ -776,7 +780,6 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
             }
         }
     }
-    let_in(&session, final_name).await?;
     session.close().await;
     Ok(())
 }
@@ -787,12 +790,17 @@ pub async fn recover(ctx: &Context, server: &Server, final_name: &str) -> Result
 /// What the server said.
 pub(crate) async fn let_in(session: &Session, name: &str) -> Result<(), Error> {
     match find(session, name).await? {
-        Some(found) if found.marker.is_some() && !found.allows_connections => {
-            let opened = allow_connections(session, name, "true").await;
-            opened.map_err(|error| Error::Sql { what: "open", database: name.to_owned(), error })
-        }
-        Some(_) | None => Ok(()),
+        Some(found) => open(session, &found).await,
+        None => Ok(()),
     }
+}
+
+async fn open(session: &Session, found: &Found) -> Result<(), Error> {
+    if found.marker.is_none() || found.allows_connections {
+        return Ok(());
+    }
+    let opened = allow_connections(session, &found.name, "true").await;
+    opened.map_err(|error| Error::Sql { what: "open", database: found.name.clone(), error })
 }
 
 /// Updates the marker of a live database of ours after its schema was migrated or seeded by files.

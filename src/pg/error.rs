@@ -141,6 +141,10 @@ impl Error {
                 ]
             }
             Self::Login { .. } if self.is_full() => vec![FULL_HINT.to_owned()],
+            Self::Login { error, .. } if error.sqlstate == "55000" => vec![
+                "a run may have closed it and been killed: `seedbed up` opens what is its own"
+                    .to_owned(),
+            ],
             Self::Connect { .. }
             | Self::Login { .. }
             | Self::Sql(_)

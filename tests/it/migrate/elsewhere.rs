@@ -122,3 +122,16 @@ async fn a_wrong_password_is_an_error_of_the_login() {
         run.stderr
     );
 }
+
+#[tokio::test]
+async fn a_database_that_lets_nobody_in_is_named_with_what_opens_it() {
+    let (server, sandbox) = site().await;
+    run_sql(&server.admin, "alter database app with allow_connections false").await;
+    let run = sandbox.run(&["--quiet", "migrate"]).exits(4);
+    for said in [
+        "database \"app\" is not currently accepting connections",
+        "hint: a run may have closed it and been killed: `seedbed up` opens what is its own\n",
+    ] {
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+    }
+}
