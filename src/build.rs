@@ -20,18 +20,16 @@ pub(crate) struct Built {
     pub schema_version: Option<String>,
 }
 
-/// Brings a clone of an older build to where this checkout is.
-pub(crate) async fn migrate_clone(
+/// Finishes a scratch database; on an error, and when the user asks to stop, it is dropped.
+pub(crate) async fn or_given_up(
     ctx: &Context,
-    site: &Site,
-    names: &DatabaseName,
-) -> Result<Ran, Error> {
-    users::apply_before(ctx, &site.server.admin, names, &site.accounts).await?;
-    let target = connect::owner(ctx, &site.server, &names.actual);
-    let options = migrate::Options::default();
-    let ran = run_scripts(ctx, &site.scripts, &target, names, &options).await?;
-    users::apply_after(ctx, &site.server.admin, names, &site.accounts).await?;
-    Ok(ran)
+    mut scratch: Scratch,
+    work: impl AsyncFnOnce(&mut Scratch) -> Result<Ran, Error>,
+) -> Result<Built, Error> {
+    match ctx.until_cancelled(work(&mut scratch)).await {
+        Ok((migrated, schema_version)) => Ok(Built { scratch, migrated, schema_version }),
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
 }
 
 /// Drops what was being built; returns why.
@@ -40,6 +38,27 @@ pub(crate) async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> E
         ctx.report.detail(format!("the next run removes what is left: {left}"));
     }
     error
+}
+
+/// Brings a clone of an older build to where this checkout is.
+pub(crate) async fn migrate_clone(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    scratch: Scratch,
+) -> Result<Built, Error> {
+    or_given_up(ctx, scratch, async |scratch| {
+        let names = scratch.names();
+        users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+        let target = connect::owner(ctx, &site.server, &names.actual);
+        let options = migrate::Options::default();
+        let ran = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
+        users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+        note_what_it_is_of(ctx, site, source, wish, scratch)?;
+        Ok(ran)
+    })
+    .await
 }
 
 /// Creates a scratch database and fills it: accounts → rows → scripts → files → grants.
@@ -56,19 +75,27 @@ pub(crate) async fn build(
         Source::Snapshot { manifest, .. } => snapshot::locale(manifest),
         Source::Files(_) | Source::Nothing => database::Locale::default(),
     };
-    let mut scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
-    // In a box: the compiler gives up on futures that are nested as deep as this one.
-    let filled = Box::pin(fill(ctx, site, source, wish, &mut scratch));
-    let filled = ctx.until_cancelled(filled).await;
-    match filled {
-        Ok(outcome) => {
-            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
-            scratch.set_base(base(ctx, site, source, wish)?);
-            let (migrated, schema_version) = outcome;
-            Ok(Built { scratch, migrated, schema_version })
-        }
-        Err(error) => Err(given_up(ctx, scratch, error).await),
-    }
+    let scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
+    or_given_up(ctx, scratch, async |scratch| {
+        // In a box: the compiler gives up on futures that are nested as deep as this one.
+        let ran = Box::pin(fill(ctx, site, source, wish, scratch)).await?;
+        note_what_it_is_of(ctx, site, source, wish, scratch)?;
+        Ok(ran)
+    })
+    .await
+}
+
+/// Notes on its marker what a build of this checkout is known by.
+fn note_what_it_is_of(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
+    scratch.set_base(base(ctx, site, source, wish)?);
+    Ok(())
 }
 
 async fn fill(

@@ -2,7 +2,7 @@
 //! checkout and those that it goes on from. And what was built, frozen in its turn.
 
 use crate::ancestor;
-use crate::build::{Built, given_up, migrate_clone};
+use crate::build::{Built, given_up, migrate_clone, or_given_up};
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Applied, Marker, Origin, Scratch};
@@ -318,16 +318,8 @@ pub(crate) async fn migrate_out_of_sight(
     source: &Source,
     wish: &Wish,
 ) -> Result<Built, Error> {
-    let mut scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
-    let names = scratch.names();
-    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
-        Ok((migrated, schema_version)) => {
-            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
-            scratch.set_base(base(ctx, site, source, wish)?);
-            Ok(Built { scratch, migrated, schema_version })
-        }
-        Err(error) => Err(given_up(ctx, scratch, error).await),
-    }
+    let scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
+    migrate_clone(ctx, site, source, wish, scratch).await
 }
 
 /// Whether the same build stands as a template that is too small for an image: it is cloned in less time
@@ -357,16 +349,14 @@ pub(crate) async fn cloned(
     let Some(scratch) = scratch else { return Ok(None) };
     ctx.report.step_since("clone the frozen template", started).done("");
     // Privileges on the database itself stand outside of what a clone copies.
-    let prepared = ctx.until_cancelled(async {
+    let built = or_given_up(ctx, scratch, async |scratch| {
         let names = scratch.names();
         users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
         let target = connect::owner(ctx, &site.server, scratch.name());
-        Ok::<_, Error>(migrate::info(ctx, &target, &site.scripts).await?.schema_version)
+        let info = migrate::info(ctx, &target, &site.scripts).await?;
+        Ok((Vec::new(), info.schema_version))
     });
-    match prepared.await {
-        Ok(schema_version) => Ok(Some(Built { scratch, migrated: Vec::new(), schema_version })),
-        Err(error) => Err(given_up(ctx, scratch, error).await),
-    }
+    built.await.map(Some)
 }
 
 /// A clone of the template that went the same way for the longest, migrated from there.
@@ -387,15 +377,7 @@ pub(crate) async fn cloned_from_nearest(
     ctx.report.note(nearest.note("template"));
     let started = std::time::Instant::now();
     let (template, marker) = &nearest.found;
-    let mut scratch =
-        Scratch::clone_of(ctx, &site.server, template, marker, site.owner(ctx)).await?;
+    let scratch = Scratch::clone_of(ctx, &site.server, template, marker, site.owner(ctx)).await?;
     ctx.report.step_since("clone the nearest template", started).done("");
-    let names = scratch.names();
-    match ctx.until_cancelled(migrate_clone(ctx, site, &names)).await {
-        Ok((migrated, schema_version)) => {
-            scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
-            Ok(Some(Built { scratch, migrated, schema_version }))
-        }
-        Err(error) => Err(given_up(ctx, scratch, error).await),
-    }
+    migrate_clone(ctx, site, source, wish, scratch).await.map(Some)
 }
