@@ -235,6 +235,29 @@ impl Session {
         Ok(rows.map_err(Error::from))
     }
 
+    /// Runs several `copy … to stdout`, asked for at once: two round trips for all of them. They come in the
+    /// order of `statements`, the rows of each as with [`Self::copy_out`]; one has to be read to its end, or
+    /// dropped, before the next one comes.
+    pub async fn copies_out(
+        &self,
+        statements: &[String],
+    ) -> Pipeline<'_, impl futures_util::Stream<Item = Result<Bytes, Error>> + Send + use<>> {
+        let prepared = statements.iter().map(|sql| self.client.prepare(sql));
+        let prepared = futures_util::future::join_all(prepared).await;
+        let mut copies = Pipeline { session: self, answers: VecDeque::new() };
+        // Sent in this order and no other, whichever was prepared first: what comes for one that is not read
+        // yet keeps everything behind it from coming.
+        for statement in prepared {
+            let rows = async move {
+                let statement = statement.map_err(|error| self.failed(error))?;
+                let rows = self.client.copy_out(&statement).await;
+                Ok(rows.map_err(|error| self.failed(error))?.map_err(Error::from))
+            };
+            copies.send(rows).await;
+        }
+        copies
+    }
+
     /// Runs `copy … from stdin` with the blocks that `data` yields; returns the rows taken.
     /// After an error the session must be dropped (rust-postgres #789).
     ///
@@ -278,30 +301,32 @@ impl Session {
 ///
 /// Answers come in the order of sending. Inside of a transaction the first failure is the one that
 /// counts: what was sent after it is refused by the server.
-pub struct Pipeline<'a> {
+pub struct Pipeline<'a, T = ()> {
     session: &'a Session,
-    answers: VecDeque<Answer<'a>>,
+    answers: VecDeque<Answer<'a, T>>,
 }
 
-enum Answer<'a> {
-    Awaited(Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>),
+enum Answer<'a, T> {
+    Awaited(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
     /// It was there at once: the connection is gone.
-    Here(Result<(), Error>),
+    Here(Result<T, Error>),
 }
 
-impl<'a> Pipeline<'a> {
+impl Pipeline<'_> {
     /// Sends statements as one simple query. `false`: they did not go out, and the next answers
     /// say why.
     pub async fn batch(&mut self, sql: String) -> bool {
         let session = self.session;
         self.send(async move { session.batch(&sql).await }).await
     }
+}
 
+impl<'a, T> Pipeline<'a, T> {
     /// Sends what `request` asks of this pipeline's session, once. `false` as with
     /// [`Pipeline::batch`].
     pub async fn send(
         &mut self,
-        request: impl Future<Output = Result<(), Error>> + Send + 'a,
+        request: impl Future<Output = Result<T, Error>> + Send + 'a,
     ) -> bool {
         let mut request: Pin<Box<dyn Future<Output = _> + Send + 'a>> = Box::pin(request);
         // The client sends when it is polled first.
@@ -324,7 +349,7 @@ impl<'a> Pipeline<'a> {
     }
 
     /// The next answer; `None` when all are here. May be dropped while it waits.
-    pub async fn next(&mut self) -> Option<Result<(), Error>> {
+    pub async fn next(&mut self) -> Option<Result<T, Error>> {
         if let Some(Answer::Awaited(request)) = self.answers.front_mut() {
             let result = request.as_mut().await;
             self.answers.pop_front();

@@ -1376,3 +1376,28 @@ async fn the_oracles_see_one_changed_value_and_one_changed_constraint() {
     right.run("alter table t add check (n > 0)").await;
     assert!(!equality::differences(&schema(&left), &schema(&right)).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_tables_are_read_in_the_order_in_which_they_come_however_busy_the_machine_is() {
+    let server = harness::server();
+    let source = server.create_database().await;
+    // More than what is held of a table that is not read yet.
+    source
+        .run(
+            "do $$ begin for i in 1..250 loop execute format(
+               'create table t%s as select n, md5(n::text) as text from generate_series(1, %s) n',
+               i, (array[1, 300, 1500, 2500])[1 + i % 4]);
+             end loop; end $$",
+        )
+        .await;
+    for _ in 0..4 {
+        let dump = async || {
+            let project = Project::new(server, "[snapshot]\nstall_timeout = \"2s\"\n").await;
+            let dumped = project.dump(&source.target).await.expect("it is read");
+            assert_eq!(dumped.manifest.tables.len(), 250);
+            // One that waits for what is behind another one is read once more in the end.
+            assert_eq!(project.ctx.report.warnings(), Vec::<String>::new());
+        };
+        futures_util::join!(dump(), dump(), dump());
+    }
+}

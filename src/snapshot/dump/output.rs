@@ -9,7 +9,7 @@ use tokio::sync::mpsc::Sender;
 use super::super::catalog::Relation;
 use super::super::chunk::{BLOCK_BYTES, Plain};
 use super::super::plan::Range;
-use super::super::source::{self, Snapshot};
+use super::super::source;
 use super::rows::Owner;
 use super::storing::Unit;
 use super::{Error, Run, doing};
@@ -128,20 +128,6 @@ impl<'q, 'a, 'r> Output<'q, 'a, 'r> {
     }
 }
 
-impl Run<'_> {
-    /// The rows of one table, or of a range of its blocks, as they come. Whoever asks for several at once
-    /// waits for each in its turn: those before it have to be stored first.
-    pub(super) async fn open_copy(
-        &self,
-        session: &Session,
-        snapshot: &Snapshot,
-        table: &Relation,
-        range: Option<Range>,
-    ) -> Result<impl Stream<Item = Result<Bytes, pg::Error>> + Send + use<>, pg::Error> {
-        session.copy_out(&copy_statement(table, range, &snapshot.encoding)).await
-    }
-}
-
 /// The next row; the inner `None` when none came within `stall`. A row that is here already costs no
 /// timer: there are millions.
 async fn next_row<S>(rows: &mut S, stall: Duration) -> Option<Option<Result<Bytes, pg::Error>>>
@@ -158,7 +144,8 @@ where
     row.map(Some)
 }
 
-fn copy_statement(table: &Relation, range: Option<Range>, encoding: &str) -> String {
+/// For the rows of one table, or of a range of its blocks.
+pub(super) fn copy_statement(table: &Relation, range: Option<Range>, encoding: &str) -> String {
     let name = source::qualified(&table.name.schema, &table.name.name, encoding);
     let columns = || {
         let names: Vec<String> =

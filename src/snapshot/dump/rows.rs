@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use futures_util::StreamExt;
 use tokio::sync::mpsc::Sender;
 
 use super::super::catalog::{self, Relation};
@@ -12,9 +11,9 @@ use super::super::crew::crew;
 use super::super::manifest::Chunk;
 use super::super::plan::{self, Job};
 use super::super::source::{self, Snapshot};
-use super::output::Output;
+use super::output::{Output, copy_statement};
 use super::storing::Unit;
-use super::{Error, Leader, Run, doing, locked};
+use super::{Error, Leader, Run, locked};
 use crate::pg::{Session, quote};
 use crate::report::{self, Step};
 
@@ -147,29 +146,25 @@ impl Run<'_> {
             Job::Rows { table, range } => {
                 let relation = &work.tables[*table];
                 let owner = Owner::Table { at: *table, from: range.map_or(0, |range| range.from) };
-                let opened = self.open_copy(session, work.snapshot, relation, *range);
+                let statement = copy_statement(relation, *range, &work.snapshot.encoding);
+                let opened = session.copy_out(&statement);
                 let rows = self.soon(format!("copy `{}`", relation.name), opened).await?;
                 output.take(rows, relation, *range, owner).await?;
                 range.map_or(relation.bytes, |range| range.share(relation))
             }
             Job::Small { tables } => {
-                // All are asked for at once: answers come in the same order, and a source some way off
-                // costs two round trips for all of them instead of two for each.
-                let opened = |at: &usize| {
-                    let at = *at;
+                // All are asked for at once: a source some way off costs two round trips for all of them
+                // instead of two for each.
+                let encoding = &work.snapshot.encoding;
+                let statement = |at: &usize| copy_statement(&work.tables[*at], None, encoding);
+                let statements: Vec<String> = tables.iter().map(statement).collect();
+                let asked = async { Ok(session.copies_out(&statements).await) };
+                let mut copies = self.soon("copy small tables", asked).await?;
+                for &at in tables {
                     let relation = &work.tables[at];
-                    async move { (at, self.open_copy(session, work.snapshot, relation, None).await) }
-                };
-                let mut copies =
-                    futures_util::stream::iter(tables).map(opened).buffered(plan::SMALL_TABLES);
-                loop {
-                    let next = async { Ok(copies.next().await) };
-                    let next = self.soon("copy small tables", next).await?;
-                    let Some((at, rows)) = next else { break };
-                    let relation = &work.tables[at];
-                    let rows = rows.map_err(doing(format!("copy `{}`", relation.name)))?;
-                    let owner = Owner::Table { at, from: 0 };
-                    output.take(rows, relation, None, owner).await?;
+                    let next = async { copies.next().await.expect("there is one for each") };
+                    let rows = self.soon(format!("copy `{}`", relation.name), next).await?;
+                    output.take(rows, relation, None, Owner::Table { at, from: 0 }).await?;
                 }
                 tables.iter().map(|at| work.tables[*at].bytes).sum()
             }
