@@ -90,6 +90,8 @@ pub enum MadeBy {
     Template,
     /// As a clone of a frozen server.
     Image,
+    /// As a point that was saved and restored.
+    Point,
 }
 
 /// For whom and how long a database is lent.
@@ -819,15 +821,15 @@ pub(crate) async fn set_marker(
     })
 }
 
-/// Notes that a live database came as a part of an image just now.
+/// Notes how a live database came to be just now.
 ///
 /// # Errors
 /// What the server said.
-pub(crate) async fn renew(session: &Session, name: &str) -> Result<(), Error> {
+pub(crate) async fn renew(session: &Session, name: &str, made_by: MadeBy) -> Result<(), Error> {
     let Some(marker) = find(session, name).await?.and_then(|found| found.marker) else {
         return Ok(());
     };
-    set_marker(session, name, &marker.cloned(marker.kind, MadeBy::Image)).await
+    set_marker(session, name, &marker.cloned(marker.kind, made_by)).await
 }
 
 /// Bytes of a database.

@@ -5,7 +5,7 @@ use crate::ancestor;
 use crate::build::{Built, given_up, migrate_clone, or_given_up};
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Applied, Marker, Origin, Scratch};
+use crate::database::{self, MadeBy, Marker, Origin, Scratch};
 use crate::engine::{self, Keep};
 use crate::error::Error;
 use crate::fingerprint::{base, fingerprint};
@@ -78,8 +78,8 @@ pub(crate) async fn freeze_or_give_up(
 pub(crate) enum Frozen {
     /// As a template.
     Already,
-    /// As an image, once it is live. Until then nobody is let in. With the migration history in it.
-    Later(Vec<Applied>),
+    /// As an image, once it is live. Until then nobody is let in.
+    Later(image::Inside),
 }
 
 /// Freezes a template, where not the whole server will be frozen as an image.
@@ -122,16 +122,26 @@ async fn freeze_template(
     Ok(Frozen::Already)
 }
 
+/// Removes the server's data that an earlier reset has kept: another database was live since then. What goes
+/// wrong makes no swap a failure.
+pub(crate) async fn forget_kept(ctx: &Context, site: &Site) {
+    if let Err(error) = site.engine.forget_kept(&ctx.uninterrupted()).await {
+        ctx.report.warn(format!("what an earlier reset has kept stays on the disk: {error}"));
+    }
+}
+
 /// Freezes the live database with its server, and lets everybody in. It is whole already, so that what goes
 /// wrong here costs only the next reset its time.
 pub(crate) async fn freeze_image(
     ctx: &Context,
     site: &mut Site,
-    facts: (Option<String>, Vec<Applied>),
+    schema_version: Option<String>,
+    inside: image::Inside,
 ) -> Result<(), Error> {
     let name = ctx.config.database.name.clone();
     let calm = &ctx.uninterrupted();
-    match image::freeze(ctx, &site.engine, &site.server, &name, facts).await {
+    let frozen = image::freeze(ctx, &site.engine, &site.server, &name, schema_version, inside);
+    match frozen.await {
         Ok(Some(server)) => {
             site.move_to(calm, server).await?;
             match image::prune(ctx, &site.engine, false).await {
@@ -173,6 +183,11 @@ pub(crate) async fn from_image(
         return Ok(None);
     }
     let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
+    let misfits = image::misfits(&site.session, std::iter::once(&facts)).await?;
+    if let Some(misfit) = misfits.into_iter().flatten().next() {
+        ctx.report.note(format!("building anew, the image is not taken: {misfit}"));
+        return Ok(None);
+    }
     let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
     if let Some(other) = shared {
         ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
@@ -180,7 +195,10 @@ pub(crate) async fn from_image(
     }
     let sessions = site::sessions(&site.session, &name).await?;
     let step = ctx.report.step(CLONE);
-    let server = match site.engine.replace(ctx, &fingerprint, wish.keep).await {
+    let replace = async || site.engine.replace(ctx, &fingerprint, wish.keep).await;
+    let replaced =
+        image::once_there_is_room(ctx, &site.engine, &site.session, &fingerprint, replace).await;
+    let server = match replaced {
         Ok(server) => server,
         // The old data is served again.
         Err(error @ (engine::Error::Died { .. } | engine::Error::NotReady { .. })) => {
@@ -191,13 +209,24 @@ pub(crate) async fn from_image(
             site.engine.drop_images(ctx, &[&fingerprint]).await?;
             return Ok(None);
         }
-        Err(error) => return Err(error.into()),
+        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            // Another environment of the project may have removed it a moment ago.
+            if image::find(ctx, &site.engine, &fingerprint).await?.is_some() {
+                return Err(error.into());
+            }
+            ctx.report.note(format!("building anew, the image is gone: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            return Ok(None);
+        }
     };
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
     site.move_to(ctx, server).await?;
-    database::renew(&site.session, &name).await?;
+    database::renew(&site.session, &name, MadeBy::Image).await?;
     step.done(fingerprint);
     Ok(Some(Live { schema_version: facts.schema_version, origin: facts.origin }))
 }
@@ -224,6 +253,9 @@ async fn from_nearest_image(
             return Ok(None);
         }
     };
+    let misfits = image::misfits(&site.session, images.iter()).await?;
+    let images = images.into_iter().zip(misfits);
+    let images = images.filter_map(|(facts, misfit)| misfit.is_none().then_some(facts)).collect();
     let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
     let here = ancestor::Here::new(ctx, &site.scripts);
     let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
@@ -293,7 +325,10 @@ pub(crate) async fn serve(
     }
     let ended = site::sessions(&site.session, &name).await?;
     let step = ctx.report.step(step);
-    match site.engine.replace(ctx, image, wish.keep).await {
+    let replace = async || site.engine.replace(ctx, image, wish.keep).await;
+    let replaced =
+        image::once_there_is_room(ctx, &site.engine, &site.session, image, replace).await;
+    match replaced {
         Ok(server) => {
             database::note_ended(ctx, ended, &name);
             site.move_to(&ctx.uninterrupted(), server).await?;

@@ -4,18 +4,22 @@
 //! and used only where all of that is this database's alone ([`shared_with`]); else, and where clones
 //! cannot share blocks, a template database does the same. The fingerprint is that of a template.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ancestor;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Applied, Kind, Origin, Scratch};
-use crate::engine::{Engine, Server, Sharer, Stored};
+use crate::engine::{self, Engine, Inventory, Server, Sharer, Stored};
 use crate::error::Error;
 use crate::lock;
 use crate::pg::Session;
+use crate::platform::Platform;
 
-pub(crate) const FORMAT: u32 = 1;
+/// 2: with its platform.
+pub(crate) const FORMAT: u32 = 2;
 
 /// What is known of an image; stands beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +40,17 @@ pub struct Facts {
     pub base: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
+    /// What its data is bound to.
+    pub platform: Platform,
     pub made_at: jiff::Timestamp,
+}
+
+/// What only a look into a database tells of its image.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    /// For those who go on from it.
+    pub applied: Vec<Applied>,
+    pub platform: Platform,
 }
 
 /// An image as `images list` shows it.
@@ -181,7 +195,8 @@ pub(crate) async fn freeze(
     engine: &Engine,
     server: &Server,
     name: &str,
-    (schema_version, applied): (Option<String>, Vec<Applied>),
+    schema_version: Option<String>,
+    inside: Inside,
 ) -> Result<Option<Server>, Error> {
     let session = connect::session(&server.admin).await?;
     // Held until the server goes down with this session.
@@ -215,13 +230,15 @@ pub(crate) async fn freeze(
         roles: roles(&session).await?,
         origin: marker.origin,
         schema_version,
-        applied,
+        applied: inside.applied,
+        platform: inside.platform,
         base: marker.base,
         made_at: jiff::Timestamp::now(),
     };
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     let step = ctx.report.step("freeze as image");
-    let server = engine.freeze(ctx, &fingerprint, &facts).await;
+    let freeze = async || engine.freeze(ctx, &fingerprint, &facts).await;
+    let server = once_there_is_room(ctx, engine, &session, "", freeze).await;
     session.close().await;
     let server = server?;
     step.done("");
@@ -229,8 +246,7 @@ pub(crate) async fn freeze(
 }
 
 /// Readies a whole scratch database for being frozen once it is live. Nobody is let in from here on, so that
-/// what is frozen is what was built, until [`database::let_in`]. Gives back the migration history in it, for
-/// those who go on from it.
+/// what is frozen is what was built, until [`database::let_in`].
 ///
 /// # Errors
 /// What the server said.
@@ -238,7 +254,7 @@ pub(crate) async fn ready(
     ctx: &Context,
     server: &Server,
     scratch: &Scratch,
-) -> Result<Vec<Applied>, Error> {
+) -> Result<Inside, Error> {
     let name = scratch.name();
     // Of no use where nobody could go on from it.
     let applied = match scratch.marker().base {
@@ -246,9 +262,13 @@ pub(crate) async fn ready(
         None => Vec::new(),
     };
     settle(ctx, server, (name, scratch.final_name())).await?;
+    let session = connect::session(&server.admin.with_database(name)).await?;
+    let platform = Platform::of_data(&session).await;
+    session.close().await;
+    let platform = platform.map_err(|error| failed("ask what the data is bound to", error))?;
     let closed = database::allow_connections(scratch.session(), name, "false").await;
     closed.map_err(|error| failed("close the database that is to be frozen", error))?;
-    Ok(applied)
+    Ok(Inside { applied, platform })
 }
 
 /// Leaves nothing that a first reading would write: what was inserted gets its hint bits then, page by
@@ -295,6 +315,24 @@ fn failed(what: &str, error: crate::pg::Error) -> Error {
     Error::Database { what: what.to_owned(), error }
 }
 
+/// Why the server of this session cannot serve these images, each; `None`: it can.
+///
+/// # Errors
+/// What the server said.
+pub(crate) async fn misfits<'a>(
+    session: &Session,
+    images: impl Iterator<Item = &'a Facts>,
+) -> Result<Vec<Option<String>>, Error> {
+    let here = Platform::beside_fingerprint(session).await;
+    let here = here.map_err(|error| failed("ask what this server's data is bound to", error))?;
+    let misfit = |facts: &Facts| {
+        let known = facts.platform.clone();
+        let here = Platform { icu: known.icu, lz4: known.lz4, ..here.clone() };
+        facts.platform.misfit(&here, &known.extensions)
+    };
+    Ok(images.map(misfit).collect())
+}
+
 /// The image of this fingerprint, if it is there and of a format that is known.
 ///
 /// # Errors
@@ -335,9 +373,14 @@ pub(crate) async fn of_base(
 pub async fn list(ctx: &Context, engine: &Engine) -> Result<Vec<Listed>, Error> {
     let now = jiff::Timestamp::now();
     let mut listed: Vec<Listed> =
-        engine.images(ctx).await?.iter().filter_map(|stored| read(stored, now)).collect();
-    listed.sort_by_key(|image| std::cmp::Reverse(image.facts.made_at));
+        engine.images(ctx).await?.images.iter().filter_map(|stored| read(stored, now)).collect();
+    sort(&mut listed);
     Ok(listed)
+}
+
+/// The newest first.
+fn sort(images: &mut [Listed]) {
+    images.sort_by_key(|image| std::cmp::Reverse(image.facts.made_at));
 }
 
 fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
@@ -371,21 +414,95 @@ pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error
     Ok(Shelf { images, environments })
 }
 
-/// Removes what was not used for too long and, from the oldest on, what is too much; never the newest one
-/// of a database that is asked for. Other projects of this machine have limits of their own: their images
-/// go by this one's only when their folder is gone.
+/// Removes what was not used for too long and, from the oldest on, what is too much; never one that an
+/// environment's data came from, nor the newest one of a database that is asked for. Other projects of this
+/// machine have limits of their own: their images go by this one's only when their folder is gone.
 ///
 /// # Errors
 /// What the engine said.
 pub async fn prune(ctx: &Context, engine: &Engine, dry_run: bool) -> Result<Pruned, Error> {
-    let images = list(ctx, engine).await?;
+    prune_to(ctx, engine, ctx.config.images.max_size, dry_run, "").await
+}
+
+/// The same with another limit of their bytes; `wanted` stays as well.
+async fn prune_to(
+    ctx: &Context,
+    engine: &Engine,
+    max_size: u64,
+    dry_run: bool,
+    wanted: &str,
+) -> Result<Pruned, Error> {
+    let now = jiff::Timestamp::now();
+    let Inventory { images: stored, mut in_use, capacity } = engine.images(ctx).await?;
+    let mut images: Vec<Listed> = stored.iter().filter_map(|stored| read(stored, now)).collect();
+    sort(&mut images);
+    in_use.insert(wanted.to_owned());
+    let limits = Limits {
+        // A pool may be smaller than what images may have.
+        bytes: capacity.map_or(max_size, |capacity| capacity.min(max_size)),
+        age_seconds: ctx.config.images.max_age_seconds,
+        in_use,
+    };
     let ours = |project: &str| ctx.config.project == project || is_gone(project);
-    let (kept, removed) = fates(images, &ctx.config.images, ours);
-    if !dry_run && !removed.is_empty() {
-        let names: Vec<&str> = removed.iter().map(|image| image.name.as_str()).collect();
+    let (kept, removed) = fates(images, &limits, ours);
+    // Nobody reads those of an older format any more.
+    let older = stored.iter().filter(|stored| is_older(stored, ours));
+    let names = removed.iter().map(|image| &image.name).chain(older.map(|stored| &stored.name));
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    if !dry_run && !names.is_empty() {
         engine.drop_images(ctx, &names).await?;
     }
     Ok(Pruned { removed, kept, dry_run })
+}
+
+/// Does what takes room in a pool; where that has none, once more when older images have gone. `session` is
+/// whoever holds off those who lend: where it has ended they have come.
+///
+/// # Errors
+/// What `act` failed with at last.
+pub(crate) async fn once_there_is_room<T>(
+    ctx: &Context,
+    engine: &Engine,
+    session: &Session,
+    wanted: &str,
+    act: impl AsyncFn() -> Result<T, engine::Error>,
+) -> Result<T, engine::Error> {
+    match act().await {
+        Err(error) if !error.is_full_pool() || session.is_closed() => Err(error),
+        Err(error) => match make_room(ctx, engine, wanted).await {
+            true => act().await,
+            false => Err(error),
+        },
+        done => done,
+    }
+}
+
+/// Removes all images of this project but the newest of each database, those in use and `wanted`. `false`:
+/// there are no others.
+pub(crate) async fn make_room(ctx: &Context, engine: &Engine, wanted: &str) -> bool {
+    match prune_to(ctx, engine, 0, false, wanted).await {
+        Ok(pruned) if pruned.removed.is_empty() => false,
+        Ok(pruned) => {
+            let names: Vec<&str> = pruned.removed.iter().map(|image| image.name.as_str()).collect();
+            ctx.report.note(format!("removed images to make room: {}", names.join(", ")));
+            true
+        }
+        // What had no room is the error that counts.
+        Err(error) => {
+            ctx.report.detail(format!("no image makes room: {error}"));
+            false
+        }
+    }
+}
+
+fn is_older(stored: &Stored, ours: impl Fn(&str) -> bool) -> bool {
+    #[derive(Deserialize)]
+    struct Any {
+        format: u32,
+        project: String,
+    }
+    let any = serde_json::from_str::<Any>(&stored.facts);
+    any.is_ok_and(|any| any.format < FORMAT && ours(&any.project))
 }
 
 /// Whether a folder is there no more, which somebody who may not look cannot say.
@@ -394,23 +511,30 @@ fn is_gone(folder: &str) -> bool {
     found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
+struct Limits {
+    bytes: u64,
+    age_seconds: u64,
+    /// Names of those that stay.
+    in_use: BTreeSet<String>,
+}
+
 /// Which images stay, and which go. `images` are sorted, newest first; the newest of each database
 /// stays whatever its size. Only those whose project is `ours` go, or count.
 fn fates(
     images: Vec<Listed>,
-    limits: &crate::config::ImagesConfig,
+    limits: &Limits,
     ours: impl Fn(&str) -> bool,
 ) -> (Vec<Listed>, Vec<Listed>) {
-    let mut databases = std::collections::BTreeSet::new();
+    let mut databases = BTreeSet::new();
     let mut sum = 0;
     images.into_iter().partition(|image| {
         if !ours(&image.facts.project) {
             return true;
         }
         let newest = databases.insert((image.facts.project.clone(), image.facts.database.clone()));
-        let young = image.unused_seconds <= limits.max_age_seconds;
-        let fits = sum + image.bytes <= limits.max_size;
-        let stays = young && (newest || fits);
+        let young = image.unused_seconds <= limits.age_seconds;
+        let fits = sum + image.bytes <= limits.bytes;
+        let stays = limits.in_use.contains(&image.name) || young && (newest || fits);
         if stays {
             sum += image.bytes;
         }
@@ -420,8 +544,10 @@ fn fates(
 
 #[cfg(test)]
 mod tests {
-    use super::{FORMAT, Facts, Listed, fates};
-    use crate::config::{ImagesConfig, Published};
+    use std::collections::BTreeSet;
+
+    use super::{FORMAT, Facts, Limits, Listed, fates};
+    use crate::platform::Platform;
 
     fn image(name: &str, bytes: u64, unused_seconds: u64) -> Listed {
         Listed {
@@ -440,6 +566,7 @@ mod tests {
                 schema_version: None,
                 base: None,
                 applied: Vec::new(),
+                platform: Platform::default(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
             environments: Vec::new(),
@@ -447,22 +574,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_or_too_much_goes_and_the_newest_of_each_database_stays() {
-        let limits = ImagesConfig {
-            enabled: true,
-            published: Published::Auto,
-            min_size: 0,
-            max_size: 100,
-            max_age_seconds: 1000,
-            pool: String::new(),
-            pool_size: 0,
-        };
+    fn what_is_old_or_too_much_goes_and_what_is_in_use_or_the_newest_of_its_database_stays() {
+        let in_use = BTreeSet::from(["a0".to_owned(), "c2".to_owned()]);
+        let limits = Limits { bytes: 100, age_seconds: 1000, in_use };
         let images = vec![
             image("a3", 80, 1),
             image("a2", 30, 2),
             image("b1", 500, 3),
             image("a1", 10, 4),
+            image("a0", 10, 5),
+            image("c2", 1, 1001),
             image("c1", 1, 1001),
+            image("e1", 1, 1001),
             Listed {
                 facts: Facts { project: "/other".to_owned(), ..image("d1", 1, 1).facts },
                 ..image("d1", 700, 5000)
@@ -470,7 +593,7 @@ mod tests {
         ];
         let names = |images: &[Listed]| images.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
         let (kept, removed) = fates(images, &limits, |project| project == "/p");
-        assert_eq!(names(&kept), ["a3", "b1", "d1"]);
-        assert_eq!(names(&removed), ["a2", "a1", "c1"]);
+        assert_eq!(names(&kept), ["a3", "b1", "a0", "c2", "d1"]);
+        assert_eq!(names(&removed), ["a2", "a1", "c1", "e1"]);
     }
 }

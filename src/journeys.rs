@@ -538,11 +538,16 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     };
     let Built { scratch, migrated, schema_version } = built;
     let origin = scratch.marker().origin.clone();
+    let replaces = database::find(&site.session, scratch.final_name()).await?.is_some();
     let step = ctx.report.step(format!("swap in `{}`", scratch.final_name()));
     database::swap_in(ctx, scratch, wish.keep).await?;
     step.done("");
-    if let Frozen::Later(applied) = frozen {
-        frozen::freeze_image(ctx, site, (schema_version.clone(), applied)).await?;
+    // Where there was no database what is kept may be the only one.
+    if replaces {
+        frozen::forget_kept(ctx, site).await;
+    }
+    if let Frozen::Later(inside) = frozen {
+        frozen::freeze_image(ctx, site, schema_version.clone(), inside).await?;
     }
     Ok(ready(ctx, site, migrated, schema_version, origin))
 }

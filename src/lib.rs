@@ -31,6 +31,7 @@ pub mod lend;
 pub mod lock;
 pub mod migrate;
 pub mod pg;
+pub mod platform;
 pub mod prove;
 pub mod published;
 pub mod reference;

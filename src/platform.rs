@@ -107,6 +107,27 @@ impl Platform {
         })
     }
 
+    /// What of a server's is not told by its build and ICU's rules, in one question. The rest is not in it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub async fn beside_fingerprint(session: &Session) -> Result<Self, pg::Error> {
+        let sql = format!(
+            "select l.*, (select max(pg_collation_actual_version(oid)) from pg_collation
+                          where collprovider = 'c') from ({LAYOUT}) l"
+        );
+        let row = session.query_one(&sql, &[]).await?;
+        let (layout, number, version): (Vec<String>, i32, String) =
+            (row.get(0), row.get(1), row.get(2));
+        Ok(Self {
+            major: u32::try_from(number / 10_000).unwrap_or_default(),
+            layout,
+            machine: machine(&version),
+            libc: row.get(3),
+            ..Self::default()
+        })
+    }
+
     /// That of a server; `extensions` are those of the database that the session is in.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::branch::{nearest, there_are};
 use crate::config::slug;
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Found, Kind, Origin, Scratch, points};
+use crate::database::{self, Found, Kind, MadeBy, Origin, Scratch, points};
 use crate::engine::{self, Engine, Keep, Server, Stored};
 use crate::error::{self, Exit};
 use crate::guard;
@@ -290,8 +290,9 @@ async fn freeze(
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
     // A place of its own, so that an older point of the name is there until this one is.
     let place = format!("{}-{:08x}", slug(name), rand::random::<u32>());
-    let server = engine.freeze(ctx, &place, &facts).await?;
-    site.move_to(ctx, server).await
+    let freeze = async || engine.freeze(ctx, &place, &facts).await;
+    let frozen = image::once_there_is_room(ctx, &site.engine, &site.session, "", freeze).await;
+    site.move_to(ctx, frozen?).await
 }
 
 /// Replaces the database by a point, history and all.
@@ -309,7 +310,7 @@ pub async fn restore(ctx: &Context, name: &str) -> Result<Done, error::Error> {
         Way::Copy => swap_in_copy(ctx, &site, &point).await?,
         Way::Frozen => serve(ctx, &mut site, &point).await?,
     }
-    database::renew(&site.session, &database).await?;
+    database::renew(&site.session, &database, MadeBy::Point).await?;
     step.done("");
     Ok(site.done(ctx, point))
 }
@@ -427,7 +428,7 @@ pub(crate) async fn frozen_at_rest(
 
 async fn frozen(ctx: &Context, engine: &Engine) -> Result<Vec<Point>, error::Error> {
     let Some(engine) = engine.points(ctx) else { return Ok(Vec::new()) };
-    let stored = engine.images(ctx).await?;
+    let stored = engine.images(ctx).await?.images;
     Ok(stored.iter().filter_map(|stored| read(ctx, stored)).collect())
 }
 

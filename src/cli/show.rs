@@ -135,6 +135,7 @@ fn made(database: &DatabaseStatus) -> String {
     let clone_of = match database.made_by {
         Some(MadeBy::Template) => Some("template"),
         Some(MadeBy::Image) => Some("image"),
+        Some(MadeBy::Point) => Some("point"),
         Some(MadeBy::Build) | None => None,
     };
     if let Some(original) = clone_of {

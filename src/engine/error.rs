@@ -105,6 +105,11 @@ impl Error {
         move |error| Self::File { action, path, error }
     }
 
+    /// Whether images that go would make room: what is freed in a pool comes to the disk below it later.
+    pub(crate) fn is_full_pool(&self) -> bool {
+        matches!(self, Self::NoSpace { below: false, .. })
+    }
+
     pub fn exit(&self) -> Exit {
         match self {
             Self::Pg(error) => crate::error::pg_exit(error),

@@ -3,6 +3,7 @@
 //! An image is a data directory that was frozen after a clean stop, on a file system where copies share
 //! blocks. What it holds is for the layers above: they give the facts that stand beside it.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use bytes::Bytes;
@@ -89,9 +90,39 @@ pub struct Stored {
     pub facts: String,
 }
 
+/// What lies where images are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    pub images: Vec<Stored>,
+    /// Names of images that the data of an environment was cloned from, or frozen as.
+    pub in_use: BTreeSet<String>,
+    /// Bytes of a place that is for images and their clones alone.
+    pub capacity: Option<u64>,
+}
+
+impl Inventory {
+    /// The lines of the pool's `list`: `capacity KILOBYTES`, `used NAME`, and images.
+    pub(super) fn parse(text: &str) -> Self {
+        let mut this = Self::default();
+        for line in text.lines() {
+            match line.split_once('\t') {
+                Some(("capacity", kilobytes)) => {
+                    this.capacity = kilobytes.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024);
+                }
+                Some(("used", name)) => {
+                    this.in_use.insert(name.to_owned());
+                }
+                Some(("image", line)) => this.images.extend(Stored::parse(line)),
+                Some(_) | None => {}
+            }
+        }
+        this
+    }
+}
+
 impl Stored {
-    /// A line of the pool's `list`: name, kilobytes, last use, facts.
-    pub(super) fn parse(line: &str) -> Option<Self> {
+    /// Name, kilobytes, last use, facts.
+    fn parse(line: &str) -> Option<Self> {
         let mut parts = line.splitn(4, '\t');
         let (name, size) = (parts.next()?, parts.next()?);
         let (used, facts) = (parts.next()?, parts.next()?);
@@ -291,6 +322,19 @@ impl Engine {
         }
     }
 
+    /// Removes what the last [`Self::replace`] has kept, if there is any.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    pub async fn forget_kept(&self, ctx: &Context) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.forget_kept(ctx).await,
+            Self::Native(engine) => engine.forget_kept(),
+            Self::Embedded(engine) => engine.native(ctx).forget_kept(),
+            Self::External(_) => Ok(()),
+        }
+    }
+
     /// The same engine with the saved points of the environment in the place of images; `None`: its
     /// server is somebody else's.
     pub fn points(&self, ctx: &Context) -> Option<Self> {
@@ -371,12 +415,12 @@ impl Engine {
     ///
     /// # Errors
     /// Why they cannot be looked at.
-    pub async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
+    pub async fn images(&self, ctx: &Context) -> Result<Inventory, Error> {
         match self {
             Self::Docker(engine) => engine.images(ctx).await,
             Self::Native(engine) => engine.images(ctx),
             Self::Embedded(engine) => engine.native(ctx).images(ctx),
-            Self::External(_) => Ok(Vec::new()),
+            Self::External(_) => Ok(Inventory::default()),
         }
     }
 
@@ -413,7 +457,7 @@ fn external() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Sharer, Stored, Whose};
+    use super::{Inventory, Sharer, Stored, Whose};
 
     #[test]
     fn a_line_is_an_image() {
@@ -421,6 +465,17 @@ mod tests {
         assert_eq!((stored.name.as_str(), stored.bytes, stored.used), ("ab12", 1 << 20, 77));
         assert_eq!(stored.facts, "{\"a\": \"b\\tc\"}");
         assert_eq!(Stored::parse("ab12\tmany\t77\t{}"), None);
+    }
+
+    #[test]
+    fn lines_tell_what_lies_where_images_are() {
+        let text =
+            "capacity\t4\nimage\tab12\t1024\t77\t{}\nused\tab12\nused\tcd34\nimage\tbroken\n";
+        let found = Inventory::parse(text);
+        assert_eq!(found.capacity, Some(4096));
+        assert_eq!(found.images.len(), 1);
+        assert!(found.in_use.iter().eq(["ab12", "cd34"]));
+        assert_eq!(Inventory::parse("\n"), Inventory::default());
     }
 
     #[test]

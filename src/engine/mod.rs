@@ -28,7 +28,7 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
-pub use images::{Clones, Feed, Incoming, Keep, Outgoing, Rung, Sharer, Stored, Whose};
+pub use images::{Clones, Feed, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Stored, Whose};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;

@@ -11,7 +11,7 @@ use crate::context::Context;
 /// A server on loopback answers its first byte at once.
 const PROBE: Duration = Duration::from_secs(1);
 /// After a container's removal its port can stay taken for a moment (PITFALLS, fact 9).
-const RELEASE: Duration = Duration::from_secs(5);
+pub(super) const RELEASE: Duration = Duration::from_secs(5);
 
 /// The port that the configuration names: `engine.port`, or that of a database URL that points at
 /// this machine.

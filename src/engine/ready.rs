@@ -111,6 +111,6 @@ pub(super) async fn cancellable<T>(
     clippy::disallowed_methods,
     reason = "the one place that waits; every caller has a deadline"
 )]
-async fn pause() {
+pub(super) async fn pause() {
     tokio::time::sleep(INTERVAL).await;
 }

@@ -42,6 +42,9 @@ pub(crate) struct DockerState {
     /// Where its data lies in a pool, and no longer in the volume.
     #[serde(default)]
     pub pool: Option<PoolState>,
+    /// Why there was none when one was tried last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_pool: Option<String>,
 }
 
 /// The volumes of a pool: the one that holds it, the one that is mounted.

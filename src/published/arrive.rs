@@ -6,7 +6,6 @@
 //! migrated before anybody sees it. Whatever is in the way is said, and the rows are loaded.
 
 use super::document::{self, Image, PREFIX};
-use super::platform::{self, Platform};
 use super::unpack::Source as Pieces;
 use super::{Error, estimate};
 use crate::ancestor;
@@ -21,6 +20,7 @@ use crate::frozen::{self, Live, Serving};
 use crate::image;
 use crate::pg::names::DatabaseName;
 use crate::pg::{self, Session, quote};
+use crate::platform::{self, Platform};
 use crate::report::format;
 use crate::site::Site;
 use crate::snapshot::chunk;
@@ -95,7 +95,14 @@ pub(crate) async fn arrive(
     let pieces = Pieces::new(ctx, store, &found);
     let step = ctx.report.step("fetch and unpack the published image");
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
-    match pieces.hand_to(ctx, &site.engine, &name, &facts, &step).await {
+    let mut handed = pieces.hand_to(ctx, &site.engine, &name, &facts, &step).await;
+    if let Err(error::Error::Engine(error)) = &handed
+        && error.is_full_pool()
+        && image::make_room(ctx, &site.engine, "").await
+    {
+        handed = pieces.hand_to(ctx, &site.engine, &name, &facts, &step).await;
+    }
+    match handed {
         Ok(()) => step.done(format!(
             "{}, {} of them from the store",
             format::bytes(found.plain_bytes()),
@@ -137,6 +144,7 @@ fn facts_of(
         schema_version: found.schema_version.clone(),
         base: None,
         applied: Vec::new(),
+        platform: found.platform.clone(),
         made_at: jiff::Timestamp::now(),
     }
 }

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Fate};
-use super::platform::Platform;
 use crate::database::Applied;
+use crate::platform::Platform;
 use crate::snapshot::manifest::{self, ManifestError};
 
 /// The newest format that this program writes and reads.

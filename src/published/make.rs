@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::document::{self, FORMAT, Image};
 use super::pack::{self, Packed};
-use super::platform::Platform;
 use super::{Error, scrub};
 use crate::config::EngineKind;
 use crate::context::Context;
@@ -17,6 +16,7 @@ use crate::error;
 use crate::guard;
 use crate::image;
 use crate::pg::{self, Session};
+use crate::platform::Platform;
 use crate::report::{StepRecord, format};
 use crate::scratch_server::{self, Purpose};
 use crate::site::{self, Site};

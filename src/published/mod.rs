@@ -2,7 +2,7 @@
 //!
 //! [`make`] builds a database on a scratch server as `reset` would, takes out what is a secret
 //! ([`scrub`]) and stores the stopped server's data directory in pieces; the document that names them is
-//! written last ([`document`]). [`arrive`] takes one that fits this server ([`platform`]) and this
+//! written last ([`document`]). [`arrive`] takes one that fits this server ([`crate::platform`]) and this
 //! checkout, where that is faster than loading rows ([`estimate`]); whatever is in the way is said, and
 //! the rows are loaded. Pieces are each image's own: they go with it ([`prune`]).
 
@@ -12,7 +12,6 @@ mod estimate;
 pub mod files;
 mod make;
 mod pack;
-pub mod platform;
 mod prune;
 mod scrub;
 mod unpack;

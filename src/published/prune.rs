@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::arrive;
 use super::document::{self, Image, PREFIX};
-use super::platform::Platform;
 use crate::context::Context;
 use crate::error;
+use crate::platform::Platform;
 use crate::snapshot::prune::Mode;
 use crate::store::{Entry, Store};
 

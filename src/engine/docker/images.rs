@@ -5,7 +5,7 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
+use crate::engine::images::{Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Whose};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -245,6 +245,15 @@ impl DockerEngine {
         }
     }
 
+    pub(in crate::engine) async fn forget_kept(&self, ctx: &Context) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        if pool_of(&state).is_none() {
+            return Ok(());
+        }
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        self.act(ctx, &state, &image, "settle", &[]).await.map(drop)
+    }
+
     async fn turn(
         &self,
         ctx: &Context,
@@ -350,6 +359,12 @@ impl DockerEngine {
         if pool_of(&state::read(ctx)?).is_some() {
             return Ok(());
         }
+        let tried = self.try_pool(ctx).await;
+        Self::remember(ctx, &tried)?;
+        tried
+    }
+
+    async fn try_pool(&self, ctx: &Context) -> Result<(), Error> {
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         let pool = Pool::ensure(ctx, &self.client, &image, &ctx.config.images.pool).await?;
         let probe = pool::act(&self.hash, "probe", &[]);
@@ -361,15 +376,40 @@ impl DockerEngine {
         probed.map(drop)
     }
 
+    /// Notes for [`Self::rung`] what came of a try.
+    fn remember(ctx: &Context, tried: &Result<(), Error>) -> Result<(), Error> {
+        let why = match tried {
+            Ok(()) => None,
+            Err(Error::NoPool { reason }) => Some(reason.clone()),
+            Err(_) => return Ok(()),
+        };
+        let mut state = state::read(ctx)?;
+        match &mut state.docker {
+            Some(docker) if docker.no_pool != why => {
+                docker.no_pool = why;
+                state::write(ctx, &state)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Whether the environment's data has to be copied before it can be frozen.
     pub(in crate::engine) fn moves_to_freeze(&self, ctx: &Context) -> Result<bool, Error> {
         Ok(pool_of(&state::read(ctx)?).is_none())
     }
 
-    /// Whether the daemon's machine can have a pool is tried when one is needed.
+    /// Whether the daemon's machine can have a pool is tried when one is needed, and remembered.
     pub(in crate::engine) async fn rung(&self, ctx: &Context) -> Result<Rung, Error> {
-        let known = pool_of(&state::read(ctx)?);
+        let state = state::read(ctx)?;
+        let known = pool_of(&state);
         let name = known.as_ref().map_or(ctx.config.images.pool.as_str(), Pool::name);
+        let refused = state.docker.as_ref().and_then(|docker| docker.no_pool.as_ref());
+        // Another project may have made one since.
+        if let Some(why) = refused
+            && self.client.volume(name).await?.is_none()
+        {
+            return Ok(Rung::templates(format!("when a pool was tried last: {why}")));
+        }
         let why = match &known {
             Some(pool) if pool.is_ready(&self.client).await? => format!("in the pool `{name}`"),
             _ if self.client.volume(name).await?.is_some() => {
@@ -422,15 +462,16 @@ impl DockerEngine {
     }
 
     /// The images that are there.
-    pub(in crate::engine) async fn images(&self, ctx: &Context) -> Result<Vec<Stored>, Error> {
+    pub(in crate::engine) async fn images(&self, ctx: &Context) -> Result<Inventory, Error> {
         let state = state::read(ctx)?;
         if self.shelf == Shelf::Points && pool_of(&state).is_none() {
-            return Ok(Vec::new());
+            return Ok(Inventory::default());
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let Some(_) = self.pool(ctx, &state, &image).await? else { return Ok(Vec::new()) };
-        let lines = self.act(ctx, &state, &image, "list", &[]).await?;
-        Ok(lines.lines().filter_map(Stored::parse).collect())
+        let Some(_) = self.pool(ctx, &state, &image).await? else {
+            return Ok(Inventory::default());
+        };
+        Ok(Inventory::parse(&self.act(ctx, &state, &image, "list", &[]).await?))
     }
 
     /// The environments of all projects whose data lies in the pool.

@@ -359,7 +359,10 @@ impl DockerEngine {
         removed: bool,
     ) -> Result<(u16, Data), Error> {
         let mut remembered = state.docker.as_ref().map(|docker| docker.port);
-        for _ in 0..PORT_TRIES {
+        let was_ours = remembered;
+        let mut refused_at: Option<std::time::Instant> = None;
+        let mut tries = 0;
+        while tries < PORT_TRIES {
             let port = port::choose(ctx, self.port, remembered.take(), removed).await?;
             let known = state.docker.take().unwrap_or_default();
             state.docker =
@@ -379,8 +382,21 @@ impl DockerEngine {
                     if data.first {
                         self.client.remove_volume(&self.name).await?;
                     }
-                    if let StartFailure::Other(error) = failure {
-                        return Err(error);
+                    match failure {
+                        StartFailure::Other(error) => return Err(error),
+                        // The daemon may let go of it a moment after the container that had it.
+                        StartFailure::Port
+                            if removed
+                                && was_ours == Some(port)
+                                && refused_at
+                                    .get_or_insert_with(std::time::Instant::now)
+                                    .elapsed()
+                                    < port::RELEASE =>
+                        {
+                            remembered = was_ours;
+                            ready::cancellable(ctx, ready::pause()).await?;
+                        }
+                        StartFailure::Port => tries += 1,
                     }
                 }
             }

@@ -179,8 +179,11 @@ impl Pool {
             let file = look.file.clone().unwrap_or_else(new);
             let number = match (look.attached, look.unused.first()) {
                 (Some(number), _) => number,
-                (None, None) => return Err(no_pool("no loop device is free")),
-                (None, Some(&number)) => {
+                (None, unused) => {
+                    let number = match unused {
+                        Some(&number) => number,
+                        None => one_more_device(ctx, client, image, name).await?,
+                    };
                     match attach(ctx, client, image, name, &look, &file, number).await {
                         Ok(true) => number,
                         Ok(false) => continue,
@@ -361,7 +364,7 @@ pub(super) async fn act_fed(
         let _ = tokio::time::timeout(TIDYING, client.wait(&id)).await;
     }
     let removed = client.remove(&id).await;
-    ran?;
+    ran.map_err(|error| pool.explain(error))?;
     removed
 }
 
@@ -435,6 +438,27 @@ async fn look(
         vec![VolumeMount { volume: name.to_owned(), target: FILES.to_owned(), read_only: false }];
     let new = NewContainer { volumes, ..script(LOOK, &[FILES]) };
     Ok(Look::parse(&run(ctx, client, image, name, new, Vec::new()).await?))
+}
+
+/// A loop device that the kernel makes where all are taken: it begins with few, and has more when asked.
+async fn one_more_device(
+    ctx: &Context,
+    client: &Client,
+    image: &ServerImage,
+    name: &str,
+) -> Result<u32, Error> {
+    let new =
+        NewContainer { devices: vec!["/dev/loop-control".to_owned()], ..script("losetup -f", &[]) };
+    let made = match run(ctx, client, image, name, new, Vec::new()).await {
+        Err(Error::DockerCall { reason, .. }) => {
+            return Err(no_pool(&format!("no loop device is free: {reason}")));
+        }
+        made => made?,
+    };
+    // `/dev/loop8 (lost)`: in the container there is no node of it.
+    let device = made.split_whitespace().next().unwrap_or_default();
+    let number = device.strip_prefix("/dev/loop").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| no_pool("no loop device is free"))
 }
 
 /// Attaches the file to this device; makes it first. `false`: somebody else has taken the device.

@@ -11,7 +11,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{MARKER, NativeEngine, remove_dir, unpack};
 use crate::context::Context;
-use crate::engine::images::{Incoming, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose};
+use crate::engine::images::{
+    Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose,
+};
 use crate::engine::place::{self, RunAs};
 use crate::engine::{Error, Server};
 use crate::engine::{ready, state};
@@ -321,25 +323,15 @@ impl NativeEngine {
 
     /// The environments of the project that have data here.
     pub(in crate::engine) fn sharers(&self, ctx: &Context) -> Result<Vec<Sharer>, Error> {
-        let all = std::iter::once(ctx.project_dir()).chain(ctx.branch_dirs());
-        let mut sharers = Vec::new();
-        for dir in all {
-            let Ok(state) = state::read_in(&dir) else { continue };
-            let Some(native) = state.native.as_ref().filter(|native| native.data.is_dir()) else {
-                continue;
-            };
-            let from = std::fs::read_to_string(native.data.join(FROM)).ok();
-            sharers.push(Sharer {
-                image: from.map(|image| image.trim().to_owned()),
-                whose: Whose {
-                    project: ctx.config.project.to_string(),
-                    branch: state.branch().map(str::to_owned),
-                },
-                bytes: size(&native.data)?,
+        let sharers = environments(ctx).into_iter().map(|(branch, data)| {
+            Ok(Sharer {
+                image: origin(&data),
+                whose: Whose { project: ctx.config.project.to_string(), branch },
+                bytes: size(&data)?,
                 own_bytes: None,
-            });
-        }
-        Ok(sharers)
+            })
+        });
+        sharers.collect()
     }
 
     /// What is set by hand on a server belongs to the environment, not to its image.
@@ -370,6 +362,11 @@ impl NativeEngine {
             return Err(Error::NothingKept);
         }
         self.turn(ctx, &self.kept(), Keep::Yes).await
+    }
+
+    pub(in crate::engine) fn forget_kept(&self) -> Result<(), Error> {
+        self.settle_old()?;
+        self.discard(&self.kept())
     }
 
     /// Makes the folder `from` the data. Where it does not start, or the user asks to stop before it has,
@@ -462,8 +459,8 @@ impl NativeEngine {
     }
 
     /// The images that are there.
-    pub(in crate::engine) fn images(&self, _ctx: &Context) -> Result<Vec<Stored>, Error> {
-        let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(Vec::new()) };
+    pub(in crate::engine) fn images(&self, ctx: &Context) -> Result<Inventory, Error> {
+        let Ok(entries) = self.images_dir.read_dir_utf8() else { return Ok(Inventory::default()) };
         let mut images = Vec::new();
         for entry in entries.flatten() {
             if entry.file_name().starts_with('.') {
@@ -477,7 +474,9 @@ impl NativeEngine {
             images.push(Stored { name, bytes, used: metadata.mtime(), facts });
         }
         images.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(images)
+        let data = environments(ctx).into_iter().map(|(_, data)| data);
+        let in_use = data.filter_map(|data| origin(&data)).collect();
+        Ok(Inventory { images, in_use, capacity: None })
     }
 
     /// What runs that were killed have left of images that went, under the lock.
@@ -532,13 +531,17 @@ fn rename(from: &Utf8Path, to: &Utf8Path) -> Result<(), Error> {
     fs_err::rename(from, to).map_err(Error::file("rename", from))
 }
 
-fn cannot(path: &Utf8Path, error: &std::io::Error) -> Error {
+fn cannot(path: &Utf8Path, error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(error.kind(), StorageFull | QuotaExceeded) {
+        return Error::file("clone", path)(error);
+    }
     Error::NoPool { reason: format!("the file system of `{path}` cannot: {error}") }
 }
 
 /// Whether `from` can be cloned to a file in the folder `dir`.
 fn probe(from: &Utf8Path, dir: &Utf8Path) -> Result<(), Error> {
-    clone_for_a_moment(from, dir).map_err(|error| cannot(dir, &error))
+    clone_for_a_moment(from, dir).map_err(|error| cannot(dir, error))
 }
 
 /// By a name that nobody else has: branches share the folder of images.
@@ -572,7 +575,7 @@ fn clone_dir(from: &Utf8Path, to: &Utf8Path, user: Option<RunAs>) -> Result<(), 
         if metadata.is_dir() {
             clone_dir(source, &target, user)?;
         } else if metadata.is_file() {
-            reflink_copy::reflink(source, &target).map_err(|error| cannot(&target, &error))?;
+            reflink_copy::reflink(source, &target).map_err(|error| cannot(&target, error))?;
             let mode = std::fs::Permissions::from_mode(metadata.mode());
             std::fs::set_permissions(&target, mode).map_err(Error::file("close", &target))?;
             place::give(&target, user)?;
@@ -613,6 +616,23 @@ fn hand_out(data: &Utf8Path, folder: &str, outgoing: &mut impl Outgoing) -> Resu
         }
     }
     Ok(())
+}
+
+/// The environments of the project that have data, by their branch.
+fn environments(ctx: &Context) -> Vec<(Option<String>, Utf8PathBuf)> {
+    let all = std::iter::once(ctx.project_dir()).chain(ctx.branch_dirs());
+    let environment = |dir: Utf8PathBuf| {
+        let state = state::read_in(&dir).ok()?;
+        let data = state.native.as_ref().map(|native| native.data.clone())?;
+        data.is_dir().then(|| (state.branch().map(str::to_owned), data))
+    };
+    all.filter_map(environment).collect()
+}
+
+/// The image that a data directory came from, or was frozen as.
+fn origin(data: &Utf8Path) -> Option<String> {
+    let from = std::fs::read_to_string(data.join(FROM)).ok()?;
+    Some(from.trim().to_owned())
 }
 
 /// Bytes on the disk of everything below a folder.

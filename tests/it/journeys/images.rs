@@ -147,6 +147,13 @@ async fn keeps_and_brings_back(project: &Project) {
     // One that is not asked for is not kept.
     project.run(&["reset"]).succeeds();
     assert_eq!(project.contents().await, clean);
+    project.run(&["undo-reset"]).exits(4);
+    // Nor by a build, which brings nothing older back either.
+    project.run(&["reset", "--keep"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    project.run(&["reset"]).succeeds();
+    let run = project.run(&["undo-reset"]).exits(4);
+    assert!(run.stderr.contains("none was kept"), "{}", run.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +285,27 @@ async fn a_pool_that_cannot_be_mounted_stops_nobody_who_is_not_in_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_this_server_cannot_serve_is_built_anew() {
+    let Some(project) = native_with_reflinks().await else { return };
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    use_it(&project).await;
+    // As if another library had sorted what is in it.
+    let facts = project.sandbox.project().join(".seedbed/images");
+    shell(&format!(
+        "cd {facts} && grep -q '\"layout\":\\[\"' */image.json && \
+         sed -i 's/\"layout\":\\[\"/&7/' */image.json"
+    ));
+    let reset = project.run(&["reset"]).succeeds();
+    let said = "building anew, the image is not taken: its pages or its catalog are laid out in another way";
+    assert!(reset.stderr.contains(said), "{}", reset.stderr);
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_small_database_is_not_moved_into_a_pool_for_a_point() {
     let Some((mut project, pool)) = in_docker().await else { return };
     project.sandbox.set("SEEDBED_IMAGES_MIN_SIZE", "256MiB");
@@ -289,6 +317,8 @@ async fn a_small_database_is_not_moved_into_a_pool_for_a_point() {
     use_it(&project).await;
     project.run(&["branch", "restore", "point"]).succeeds();
     assert_eq!(project.contents().await, clean);
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains(", a clone of the point built 2"), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -435,10 +465,15 @@ async fn native_lists_which_environments_came_from_which_image() {
     let all = images["result"][0]["environments"].as_array().expect("a list").clone();
     let branches: Vec<Option<&str>> = all.iter().map(|one| one["branch"].as_str()).collect();
     assert_eq!(branches, [None, Some("add/notes")], "{all:?}");
-    // The next one is frozen from the default environment; the older one goes.
+    // The next one is frozen from the default environment; the older one stays for the branch.
+    let older = images["result"][0]["name"].as_str().expect("a name").to_owned();
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     project.run(&["reset"]).succeeds();
     project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
+    let table = project.run(&["images", "list"]).succeeds().stdout;
+    assert!(!table.contains("which is gone"), "{table}");
+    let images = project.sandbox.project().join(".seedbed/images");
+    shell(&format!("rm -r {images}/{older}"));
     let table = project.run(&["images", "list"]).succeeds().stdout;
     assert!(table.contains(", which is gone  "), "{table}");
 }

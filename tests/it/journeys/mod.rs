@@ -9,6 +9,7 @@
 mod branches;
 mod ci;
 mod connections;
+mod daemon_disks;
 mod daemon_restarts;
 mod disk_full;
 mod engines;

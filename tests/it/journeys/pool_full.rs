@@ -82,6 +82,10 @@ async fn f28_a_full_pool_is_named_and_the_others_in_it_and_its_images_are_whole(
     other.run(&["up"]).succeeds();
     use_it(&project).await;
     other.sql("update shop.item set label = 'theirs'").await;
+    // From here on it only reads: a server that writes by itself, as autovacuum does, would be hit as well.
+    other.sql("alter system set autovacuum = off").await;
+    other.sql("select pg_reload_conf()").await;
+    other.sql("checkpoint").await;
     let (used, theirs) = (project.contents().await, other.contents().await);
     let frozen = images(&pool);
     let hint = format!("hint: make room in the pool `{pool}`, which environments share");
@@ -144,6 +148,50 @@ async fn f28_a_build_that_finds_no_room_to_be_frozen_is_live_all_the_same() {
     make_room(&pool);
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_older_images_make_room_and_what_is_in_use_or_the_newest_stays() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.sandbox.write(
+        "sql/V3__big.sql",
+        "create table shop.big as select md5(n::text) || md5((-n)::text) as text
+         from generate_series(1, 2500000) n;",
+    );
+    project.run(&["up"]).succeeds();
+    project.run(&["up", "--branch", "other"]).succeeds();
+    let named = |project: &Project| {
+        let listed = project.run(&["images", "list", "--json"]).succeeds().json();
+        let listed = listed["result"].as_array().cloned().unwrap_or_default();
+        let name = |image: &serde_json::Value| image["name"].as_str().map(str::to_owned);
+        listed.iter().filter_map(name).collect::<Vec<_>>()
+    };
+    let big = named(&project);
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__big.sql")).expect("it is ours");
+    project.run(&["reset"]).succeeds();
+    assert_eq!(named(&project).len(), 2);
+    let small = named(&project)[0].clone();
+
+    // A branch whose data came from the older one keeps it, whatever the limit is.
+    let too_much = || {
+        let prune = ["images", "prune", "--json", "--set", "images.max_size=1"];
+        let prune = project.run(&prune).succeeds().json();
+        prune["removed"].as_array().expect("a list").len()
+    };
+    assert_eq!(too_much(), 0);
+    project.run(&["branch", "delete", "other", "--yes"]).succeeds();
+    assert_eq!(too_much(), 1);
+
+    // Enough for what is built, too little for one more server.
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    fill(&pool, 100);
+    let reset = project.run(&["reset"]).succeeds();
+    let said = format!("removed images to make room: {}\n", big[0]);
+    assert!(reset.stderr.contains(&said), "{}", reset.stderr);
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+    let names = named(&project);
+    assert!(names.contains(&small) && names.len() == 2, "{names:?}");
+    make_room(&pool);
 }
 
 /// A disk of twenty gigabytes that takes place only as it is written.

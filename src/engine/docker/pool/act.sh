@@ -367,14 +367,19 @@ case "$act" in
     cp --reflink=always "$probe" "$probe.copy"
     mkdir -p "$root/images" "$root/envs"
     ;;
-  # list: a line for each image: name, its size in kB, when it was last used in seconds, its facts.
+  # list: a line for each image: `image`, name, its size in kB, when it was last used in seconds, its facts;
+  # `used` and the name of each that an environment came from; `capacity` and the kB of a pool.
   list)
+    [ ! -d "$files" ] || printf 'capacity\t%s\n' "$(df -Pk "$root" | tail -n 1 | awk '{ print $2 }')"
+    for found in "$root/envs"/*/current/seedbed.from; do
+      [ ! -f "$found" ] || printf 'used\t%s\n' "$(cat "$found")"
+    done
     for found in "$frozen"/*/image.json; do
       [ -f "$found" ] || continue
       folder=${found%/image.json}
       size=$(du -sk "$folder/data" | cut -f 1)
       used=$(stat -c %Y "$found")
-      printf '%s\t%s\t%s\t%s\n' "${folder##*/}" "$size" "$used" "$(cat "$found")"
+      printf 'image\t%s\t%s\t%s\t%s\n' "${folder##*/}" "$size" "$used" "$(cat "$found")"
     done
     ;;
   # sharers: a line for each environment: the image it came from, its size in kB, how much of that is its

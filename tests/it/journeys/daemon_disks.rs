@@ -1,0 +1,85 @@
+//! Docker, where the disk that its daemon keeps volumes on decides how clones are made: one that is too small
+//! for a pool, and one whose file system shares blocks by itself.
+
+use super::images::{in_pool, shell, use_it};
+use super::pool_full::small_disk;
+use crate::harness::second_daemon::SecondDaemon;
+use crate::harness::{require, watchdog};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_can_be_no_pool_a_template_does_it_and_that_is_remembered() {
+    let Some(disk) = small_disk() else { return };
+    let Some(daemon) = SecondDaemon::start(&disk, "postgres:17") else { return };
+    let pool = daemon.pool();
+    let mut project = in_pool(&pool).await;
+    project.sandbox.set("DOCKER_HOST", &daemon.address());
+    shell(&format!("fallocate -l 6G {disk}/filler"));
+    let why = "less than 16 GiB are free where the daemon keeps its volumes";
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains(&format!("freezing a template, no image: {why}")), "{}", up.stderr);
+    let said = format!("resets       from a template: when a pool was tried last: {why}\n");
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains(&said), "{status}");
+    let clean = project.contents().await;
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(daemon.docker(&format!("volume ls -q --filter name={pool}")), "");
+
+    // Once there is room the next build has one.
+    shell(&format!("rm {disk}/filler"));
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(
+        status.contains(&format!("resets       from an image in the pool `{pool}`\n")),
+        "{status}"
+    );
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(daemon.docker("volume ls -q"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_daemons_own_file_system_shares_blocks_no_file_is_made_for_a_pool() {
+    let able = "test \"$(id -u)\" = 0 && command -v mkfs.xfs >/dev/null";
+    let able = std::process::Command::new("sh").args(["-c", able]).status();
+    if !require("root and mkfs.xfs", able.is_ok_and(|status| status.success())) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
+    let dir = camino::Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
+    watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
+    shell(&format!(
+        "mkdir {dir}/mounted && truncate -s 12G {dir}/xfs && mkfs.xfs -q -m reflink=1 {dir}/xfs && \
+         mount -o loop {dir}/xfs {dir}/mounted"
+    ));
+    let disk = dir.join("mounted");
+    let Some(daemon) = SecondDaemon::start(&disk, "postgres:17") else { return };
+    let pool = daemon.pool();
+    let mut project = in_pool(&pool).await;
+    project.sandbox.set("DOCKER_HOST", &daemon.address());
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("freeze as image"), "{}", up.stderr);
+    let clean = project.contents().await;
+    use_it(&project).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(daemon.docker(&format!("volume ls -q --filter name={pool}")).trim(), pool);
+    let attached = format!("cat /sys/block/loop*/loop/backing_file | grep -c {pool} || true");
+    assert_eq!(shell(&attached), "0", "no loop device");
+
+    // A branch shares them too, and what is there is found again.
+    project.run(&["up", "--branch", "other"]).succeeds();
+    let sharers = project.run(&["images", "list", "--json"]).succeeds().json();
+    let sharers = sharers["result"][0]["environments"].as_array().map_or(0, Vec::len);
+    assert_eq!(sharers, 2);
+    project.run(&["down"]).succeeds();
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, clean);
+    project.run(&["branch", "delete", "other", "--yes"]).succeeds();
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(daemon.docker("volume ls -q"), "");
+}
