@@ -238,24 +238,31 @@ impl Session {
     /// Runs several `copy … to stdout`, asked for at once: two round trips for all of them. They come in the
     /// order of `statements`, the rows of each as with [`Self::copy_out`]; one has to be read to its end, or
     /// dropped, before the next one comes.
+    ///
+    /// # Errors
+    /// What the server said to one of the statements; to its copying it answers in its turn.
     pub async fn copies_out(
         &self,
         statements: &[String],
-    ) -> Pipeline<'_, impl futures_util::Stream<Item = Result<Bytes, Error>> + Send + use<>> {
+    ) -> Result<
+        Pipeline<'_, impl futures_util::Stream<Item = Result<Bytes, Error>> + Send + use<>>,
+        Error,
+    > {
         let prepared = statements.iter().map(|sql| self.client.prepare(sql));
-        let prepared = futures_util::future::join_all(prepared).await;
+        let prepared = futures_util::future::try_join_all(prepared).await;
+        let prepared = prepared.map_err(|error| self.failed(error))?;
         let mut copies = Pipeline { session: self, answers: VecDeque::new() };
-        // Sent in this order and no other, whichever was prepared first: what comes for one that is not read
-        // yet keeps everything behind it from coming.
+        // Sent in this order and no other: what comes for one that is not read yet keeps everything behind it
+        // from coming. Left to themselves one whose preparing is answered while it is asked for would overtake
+        // those that wait for their turn.
         for statement in prepared {
             let rows = async move {
-                let statement = statement.map_err(|error| self.failed(error))?;
                 let rows = self.client.copy_out(&statement).await;
                 Ok(rows.map_err(|error| self.failed(error))?.map_err(Error::from))
             };
             copies.send(rows).await;
         }
-        copies
+        Ok(copies)
     }
 
     /// Runs `copy … from stdin` with the blocks that `data` yields; returns the rows taken.
@@ -308,7 +315,7 @@ pub struct Pipeline<'a, T = ()> {
 
 enum Answer<'a, T> {
     Awaited(Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>),
-    /// It was there at once: the connection is gone.
+    /// It was there at once, most often because the connection is gone.
     Here(Result<T, Error>),
 }
 

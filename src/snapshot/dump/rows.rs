@@ -158,7 +158,7 @@ impl Run<'_> {
                 let encoding = &work.snapshot.encoding;
                 let statement = |at: &usize| copy_statement(&work.tables[*at], None, encoding);
                 let statements: Vec<String> = tables.iter().map(statement).collect();
-                let asked = async { Ok(session.copies_out(&statements).await) };
+                let asked = session.copies_out(&statements);
                 let mut copies = self.soon("copy small tables", asked).await?;
                 for &at in tables {
                     let relation = &work.tables[at];
