@@ -23,6 +23,12 @@ set search_path = '';
 set row_security = off;
 ";
 
+/// Lifts what only newer servers have; the first thing of a session, which ends by it when it pauses.
+pub(super) const NO_IDLE_LIMITS: &str = "\
+select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings
+where name in ('idle_session_timeout', 'transaction_timeout');
+";
+
 const SOURCE_SETTINGS: &str = "\
 set default_transaction_read_only = on;
 set statement_timeout = 0;
@@ -40,16 +46,8 @@ set jit = off;
 /// When the server cannot be reached or refuses a setting.
 pub(crate) async fn open(target: &Target) -> Result<Session, Error> {
     let session = Session::connect(target).await?;
-    session.batch(SOURCE_SETTINGS).await?;
+    session.batch(&format!("{NO_IDLE_LIMITS}{SOURCE_SETTINGS}")).await?;
     session.batch(TEXT_SETTINGS).await?;
-    let row = session.query_one("select current_setting('server_version_num')::int4", &[]).await?;
-    let version: i32 = row.get(0);
-    if version >= 140_000 {
-        session.batch("set idle_session_timeout = 0").await?;
-    }
-    if version >= 170_000 {
-        session.batch("set transaction_timeout = 0").await?;
-    }
     Ok(session)
 }
 

@@ -292,7 +292,8 @@ impl Run<'_> {
         let doing_open = || doing("open a session for loading");
         let session = Session::connect(self.target).await.map_err(doing_open())?;
         locked(&self.sessions).push(session.cancel_handle());
-        session.batch(LOAD_SETTINGS).await.map_err(doing_open())?;
+        let settings = format!("{}{LOAD_SETTINGS}", source::NO_IDLE_LIMITS);
+        session.batch(&settings).await.map_err(doing_open())?;
         session.batch(source::TEXT_SETTINGS).await.map_err(doing_open())?;
         let helpers = self.helpers();
         let sql = format!("set max_parallel_maintenance_workers = {helpers}; set jit = off");
