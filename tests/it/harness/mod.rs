@@ -7,6 +7,7 @@
 
 pub mod container;
 pub mod daemon_proxy;
+pub mod disk;
 pub mod example;
 pub mod fault_proxy;
 pub mod garage;
@@ -20,6 +21,7 @@ pub mod tcp_proxy;
 pub mod watchdog;
 
 pub use container::container;
+pub use disk::disk;
 pub use example::example;
 pub use fault_proxy::{Fault, FaultProxy, Gate};
 pub use garage::Garage;

@@ -1,10 +1,12 @@
 //! Docker, where the disk that its daemon keeps volumes on decides how clones are made: one that is too small
 //! for a pool, and one whose file system shares blocks by itself.
 
+use camino::Utf8Path;
+
 use super::images::{in_pool, shell, use_it};
 use super::pool_full::small_disk;
+use crate::harness::disk;
 use crate::harness::second_daemon::SecondDaemon;
-use crate::harness::{require, watchdog};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_there_can_be_no_pool_a_template_does_it_and_that_is_remembered() {
@@ -42,21 +44,19 @@ async fn where_there_can_be_no_pool_a_template_does_it_and_that_is_remembered() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_daemons_own_file_system_shares_blocks_no_file_is_made_for_a_pool() {
-    let able = "test \"$(id -u)\" = 0 && command -v mkfs.xfs >/dev/null";
-    let able = std::process::Command::new("sh").args(["-c", able]).status();
-    if !require("root and mkfs.xfs", able.is_ok_and(|status| status.success())) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
-    let dir = camino::Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
-    watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
-    shell(&format!(
-        "mkdir {dir}/mounted && truncate -s 12G {dir}/xfs && mkfs.xfs -q -m reflink=1 {dir}/xfs && \
-         mount -o loop {dir}/xfs {dir}/mounted"
-    ));
-    let disk = dir.join("mounted");
-    let Some(daemon) = SecondDaemon::start(&disk, "postgres:17") else { return };
+async fn a_daemon_on_xfs_needs_no_file_for_a_pool() {
+    let Some(disk) = disk("mkfs.xfs -q -m reflink=1", "12G") else { return };
+    shares_blocks_by_itself(&disk).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_on_btrfs_needs_no_file_for_a_pool() {
+    let Some(disk) = disk("mkfs.btrfs -q", "12G") else { return };
+    shares_blocks_by_itself(&disk).await;
+}
+
+async fn shares_blocks_by_itself(disk: &Utf8Path) {
+    let Some(daemon) = SecondDaemon::start(disk, "postgres:17") else { return };
     let pool = daemon.pool();
     let mut project = in_pool(&pool).await;
     project.sandbox.set("DOCKER_HOST", &daemon.address());

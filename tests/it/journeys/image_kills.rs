@@ -4,11 +4,12 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use super::Project;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
-use super::published::took;
+use super::published::{images_on, took};
+use super::{Project, copy_tree};
 use crate::harness::daemon_proxy::DaemonProxy;
-use crate::harness::{self, postgres, strace};
+use crate::harness::fault_proxy::Seen;
+use crate::harness::{self, Fault, FaultProxy, postgres, strace};
 
 /// A debug build's reset takes some seconds on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -58,12 +59,12 @@ fn kill(project: &Project, args: &[&str], stop: usize) -> Option<Vec<String>> {
 }
 
 /// Numbers of the calls to be killed at: all of them, or some.
-fn stops() -> impl Iterator<Item = usize> {
+pub(super) fn stops() -> impl Iterator<Item = usize> {
     // A reset makes two.
     (1..3).chain((3..).step_by(if harness::full() { 1 } else { 6 }))
 }
 
-fn of_pool(pool: &str) -> String {
+pub(super) fn of_pool(pool: &str) -> String {
     shell(&format!(
         "docker volume ls -q --filter name={pool}; docker ps -aq --filter volume={pool}; \
          docker ps -aq --filter volume={pool}-mounted; docker ps -aq --filter name={pool}; \
@@ -245,6 +246,207 @@ async fn native_killed_at_any_step_of_publishing_or_taking_an_image_leaves_one_o
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_killed_at_any_step_of_a_first_freeze_or_a_save_leaves_the_data_whole() {
+    if !harness::require("strace", strace::is_here()) {
+        return;
+    }
+    let Some(mut project) = native_with_reflinks().await else { return };
+    // `down --volumes` forgets its port.
+    project.sandbox.set("SEEDBED_ENGINE_PORT", &postgres::free_port().to_string());
+    let (renames, clones) = ("rename,renameat,renameat2", "ioctl");
+    let state = project.sandbox.project().join(".seedbed");
+    project.run(&["up"]).succeeds();
+    let clean = project.contents().await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    let most = if harness::full() { 400 } else { 12 };
+    for calls in [renames, clones] {
+        let mut count = 0;
+        for number in (1..=most).step_by(if calls == renames { 1 } else { 97 }) {
+            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["up"]);
+            let at = format!("{calls} {number} of up: {hit:?}");
+            project.run(&["up"]).succeeds();
+            assert_eq!(project.contents().await, clean, "{at}");
+            project.run(&["down", "--volumes", "--yes"]).succeeds();
+            assert!(!state.join("native").exists() && !state.join("images").exists(), "{at}");
+            if run.code == Some(0) {
+                break;
+            }
+            count += 1;
+        }
+        assert!(count >= 1, "{calls}: nothing to be killed at");
+    }
+
+    let Contents { used: point, .. } = ready(&project).await;
+    let save = &["branch", "save", "point", "--replace"][..];
+    let restore = &["branch", "restore", "point"][..];
+    project.run(save).succeeds();
+    for (calls, args) in [(renames, save), (clones, save), (renames, restore), (clones, restore)] {
+        let mut count = 0;
+        for number in (1..=most).step_by(if calls == renames { 1 } else { 97 }) {
+            project.sql("update shop.item set cents = 2").await;
+            let later = project.contents().await;
+            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(args);
+            let at = format!("{calls} {number} of {args:?}: {hit:?}");
+            let is_done = run.code == Some(0);
+            project.run(&["up"]).succeeds();
+            let found = project.contents().await;
+            let is_restored = args == restore && found == point;
+            assert!(
+                is_restored || found == later && !(args == restore && is_done),
+                "{at}: {found}"
+            );
+            project.run(restore).succeeds();
+            let found = project.contents().await;
+            let is_saved = args == save && found == later;
+            assert!(is_saved || found == point && !(args == save && is_done), "{at}: {found}");
+            // Again as it was before.
+            project.sql("update shop.item set cents = 1").await;
+            assert_eq!(project.contents().await, point, "{at}");
+            project.run(save).succeeds();
+            assert_eq!(points(&project), ["point"], "{at}");
+            if is_done {
+                break;
+            }
+            count += 1;
+        }
+        assert!(count >= 1, "{calls} of {args:?}: nothing to be killed at");
+    }
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert!(!state.join("native").exists() && !state.join("images").exists());
+}
+
+/// At which call to the store a run is killed.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Number(usize),
+    /// That which makes the image exist.
+    Document,
+}
+
+impl Call {
+    fn is(self, seen: &Seen) -> bool {
+        match self {
+            Self::Number(number) => seen.number == number,
+            Self::Document => seen.method == "PUT" && seen.path.contains(".json"),
+        }
+    }
+}
+
+/// Runs until a call to the store, which is done or not, and kills it there; `None`: it made fewer.
+fn killed_at_a_call(
+    project: &Project,
+    s3: &harness::S3Server,
+    args: &[&str],
+    (call, is_done): (Call, bool),
+) -> Option<String> {
+    let (arrive, arrival) = std::sync::mpsc::channel();
+    let stopped = std::sync::atomic::AtomicBool::new(false);
+    let proxy = FaultProxy::start(&s3.endpoint(), move |seen| {
+        if stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            // The kill is on its way.
+            return Fault::Stall;
+        }
+        if !call.is(seen) {
+            return Fault::Pass;
+        }
+        stopped.store(true, std::sync::atomic::Ordering::SeqCst);
+        let (arrive, at) = (arrive.clone(), format!("{} {}", seen.method, seen.path));
+        if is_done {
+            return Fault::Rewrite(Box::new(move |answer| {
+                let _ = arrive.send(at);
+                answer
+            }));
+        }
+        let _ = arrive.send(at);
+        Fault::Stall
+    });
+    let mut command = project.sandbox.command(args);
+    command.env("SEEDBED_STORE_ENDPOINT", proxy.endpoint());
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().expect("the program was built for this suite");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let at = loop {
+        if let Ok(at) = arrival.recv_timeout(Duration::from_millis(50)) {
+            break at;
+        }
+        if child.try_wait().expect("our own child").is_some() {
+            return None;
+        }
+        assert!(std::time::Instant::now() < deadline, "{call:?} never came: {:?}", proxy.seen());
+    };
+    child.kill().expect("our own child");
+    let status = child.wait().expect("our own child");
+    (status.signal() == Some(9)).then_some(at)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_call_to_the_store_an_image_is_published_whole_or_not_at_all() {
+    let s3 = harness::s3();
+    let prefix = crate::harness::unique("team");
+    let mut projects = [Project::native(), Project::native()];
+    copy_tree(super::published().await, &s3.bucket_dir("snapshots").join(&prefix));
+    for project in &mut projects {
+        let text = project.sandbox.read("conf/seedbed.toml");
+        let section = s3.store_section("snapshots", &prefix);
+        project.sandbox.write("conf/seedbed.toml", format!("{section}{text}"));
+        for (name, value) in s3.variables() {
+            project.sandbox.set(name, value);
+        }
+        images_on(project, "always");
+        // `down --volumes` forgets its port.
+        project.sandbox.set("SEEDBED_ENGINE_PORT", &postgres::free_port().to_string());
+    }
+    let [maker, newcomer] = &projects;
+    let make = ["snapshot", "image", "latest"];
+    let folder = s3.bucket_dir("snapshots").join(&prefix).join("images");
+    let documents = || {
+        let found = shell(&format!("find {folder} -name '*.json' 2>/dev/null || true"));
+        found.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // What nobody has disturbed; the first one also fetches the rows.
+    maker.run(&make).succeeds();
+    shell(&format!("rm -r {folder}"));
+    let proxy = FaultProxy::start(&s3.endpoint(), |_| Fault::Pass);
+    let mut command = maker.sandbox.command(&make);
+    command.env("SEEDBED_STORE_ENDPOINT", proxy.endpoint());
+    let output = command.output().expect("the program was built for this suite");
+    maker.sandbox.ended(&make, output).succeeds();
+    let calls = proxy.seen().len();
+    harness::say(&format!("{calls} calls to the store"));
+    took(&newcomer.run(&["up"]).succeeds());
+    let clean = newcomer.contents().await;
+    newcomer.run(&["down", "--volumes", "--yes"]).succeeds();
+    shell(&format!("rm -r {folder}"));
+
+    let sample = [2, calls / 2];
+    let numbers: Vec<usize> = if harness::full() { (1..calls).collect() } else { sample.into() };
+    let mut published = 0;
+    for call in numbers.into_iter().map(Call::Number).chain([Call::Document]) {
+        for is_done in [false, true] {
+            let Some(at) = killed_at_a_call(maker, &s3, &make, (call, is_done)) else {
+                // One with other pieces made fewer.
+                harness::say(&format!("{call:?} did not come"));
+                shell(&format!("rm -rf {folder}"));
+                continue;
+            };
+            harness::say(&format!("killed at {at}, done: {is_done}"));
+            let found = documents();
+            let is_there = is_done && at.starts_with("PUT ") && at.contains(".json");
+            assert_eq!(found.len(), usize::from(is_there), "{at}: {found:?}");
+            published += found.len();
+            if found.is_empty() {
+                maker.run(&make).succeeds();
+            }
+            took(&newcomer.run(&["up"]).succeeds());
+            assert_eq!(newcomer.contents().await, clean, "{at}");
+            newcomer.run(&["down", "--volumes", "--yes"]).succeeds();
+            shell(&format!("rm -r {folder}"));
+        }
+    }
+    assert!(published >= 1, "the document was never put");
 }
 
 /// The points of the default environment, by name.

@@ -11,7 +11,7 @@ use seedbed::pg::Session;
 
 use super::{Project, docker_is_here, until};
 use crate::harness::postgres::{newest_bin_dir, query_text};
-use crate::harness::{require, unique, watchdog};
+use crate::harness::{disk, unique};
 use crate::interrupts::lock_on;
 
 pub(super) fn shell(command: &str) -> String {
@@ -42,25 +42,7 @@ pub(super) async fn in_pool(pool: &str) -> Project {
 /// A folder on a file system with reflinks, made once.
 fn reflinks() -> Option<&'static Utf8Path> {
     static FOLDER: OnceLock<Option<Utf8PathBuf>> = OnceLock::new();
-    let made = FOLDER.get_or_init(|| {
-        let able = Command::new("sh")
-            .args(["-c", "test \"$(id -u)\" = 0 && command -v mkfs.xfs >/dev/null"])
-            .status()
-            .is_ok_and(|status| status.success());
-        if !able {
-            return None;
-        }
-        let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
-        let dir = Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
-        // Whatever is left running there has been stopped by the sandboxes, which came later.
-        watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
-        shell(&format!(
-            "chmod 755 {dir} && mkdir {dir}/mounted && truncate -s 4G {dir}/xfs && \
-             mkfs.xfs -q -m reflink=1 {dir}/xfs && mount -o loop {dir}/xfs {dir}/mounted"
-        ));
-        Some(dir.join("mounted"))
-    });
-    require("root and mkfs.xfs", made.is_some()).then_some(made.as_deref()).flatten()
+    FOLDER.get_or_init(|| disk("mkfs.xfs -q -m reflink=1", "4G")).as_deref()
 }
 
 pub(super) async fn native_with_reflinks() -> Option<Project> {

@@ -6,8 +6,9 @@ use seedbed::pg::Session;
 
 use super::Project;
 use super::images::{in_docker, in_pool, shell, use_it};
+use super::published::took;
+use crate::harness::disk;
 use crate::harness::second_daemon::SecondDaemon;
-use crate::harness::{require, watchdog};
 
 /// Runs a shell with the pool at `/p`.
 pub(super) fn look(pool: &str, script: &str) -> String {
@@ -194,21 +195,32 @@ async fn f28_older_images_make_room_and_what_is_in_use_or_the_newest_stays() {
     make_room(&pool);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn f28_older_images_make_room_for_one_that_is_fetched() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    let big = "create table shop.big as select md5(n::text) || md5((-n)::text) as text
+        from generate_series(1, 2500000) n;";
+    project.sandbox.write("sql/V3__big.sql", big);
+    project.run(&["up"]).succeeds();
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__big.sql")).expect("it is ours");
+    project.run(&["reset"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    project.run(&["snapshot", "image", "latest"]).succeeds();
+    // Too little for what comes and one more server.
+    fill(&pool, 120);
+    let reset = project.run(&["reset"]).succeeds();
+    took(&reset);
+    assert!(reset.stderr.contains("removed images to make room: "), "{}", reset.stderr);
+    assert_eq!(project.text("select count(*) from shop.note").await, "0");
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    make_room(&pool);
+}
+
 /// A disk of twenty gigabytes that takes place only as it is written.
 pub(super) fn small_disk() -> Option<Utf8PathBuf> {
-    let able = "test \"$(id -u)\" = 0 && command -v mkfs.ext4 >/dev/null";
-    let able = std::process::Command::new("sh").args(["-c", able]).status();
-    if !require("root and mkfs.ext4", able.is_ok_and(|status| status.success())) {
-        return None;
-    }
-    let dir = tempfile::tempdir().expect("the temporary folder can be written to").keep();
-    let dir = Utf8PathBuf::from_path_buf(dir).expect("we named it in UTF-8");
-    watchdog::at_exit(&format!("umount -l {dir}/mounted; rm -rf {dir}"));
-    shell(&format!(
-        "mkdir {dir}/mounted && truncate -s 20G {dir}/ext4 && mkfs.ext4 -q -m 0 {dir}/ext4 && \
-         mount -o loop {dir}/ext4 {dir}/mounted"
-    ));
-    Some(dir.join("mounted"))
+    disk("mkfs.ext4 -q -m 0", "20G")
 }
 
 #[tokio::test(flavor = "multi_thread")]
