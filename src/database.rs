@@ -295,17 +295,25 @@ pub async fn find(session: &Session, name: &str) -> Result<Option<Found>, Error>
     Ok(list(session).await?.into_iter().find(|found| found.name == name))
 }
 
-/// The live database of that name, if there is one and it may be replaced. Asked before any work.
+/// The live database of that name, if there is one, which is ours then.
+///
+/// # Errors
+/// [`Error::NotOurs`]; what the server said.
+pub async fn live(session: &Session, name: &str) -> Result<Option<Found>, Error> {
+    match find(session, name).await? {
+        Some(Found { marker: None, .. }) => Err(Error::NotOurs { database: name.to_owned() }),
+        found => Ok(found),
+    }
+}
+
+/// The same, if it may be replaced. Asked before any work.
 ///
 /// # Errors
 /// [`Error::NotOurs`], [`Error::Prepared`]; what the server said.
 pub async fn replaceable(session: &Session, name: &str) -> Result<Option<Found>, Error> {
-    let Some(found) = find(session, name).await? else { return Ok(None) };
-    if found.marker.is_none() {
-        return Err(Error::NotOurs { database: name.to_owned() });
-    }
+    let found = live(session, name).await?;
     refuse_prepared(session, name).await?;
-    Ok(Some(found))
+    Ok(found)
 }
 
 /// All databases of the server.
@@ -425,9 +433,12 @@ impl Scratch {
             error,
         };
         end_sessions(&guard, final_name).await.map_err(fail)?;
-        // One message is one transaction.
-        let statements =
-            [comment_statement(final_name, &marker), rename_statement(final_name, &name)];
+        // One message is one transaction. An image is closed, and so nobody was in it until here.
+        let statements = [
+            comment_statement(final_name, &marker),
+            rename_statement(final_name, &name),
+            connections_statement(&name, "true"),
+        ];
         guard.batch(&statements.join("; ")).await.map_err(fail)?;
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
     }
@@ -888,8 +899,11 @@ pub(crate) async fn allow_connections(
     name: &str,
     allowed: &str,
 ) -> Result<(), pg::Error> {
-    let name = quote::ident(name);
-    session.batch(&format!("alter database {name} with allow_connections {allowed}")).await
+    session.batch(&connections_statement(name, allowed)).await
+}
+
+fn connections_statement(name: &str, allowed: &str) -> String {
+    format!("alter database {} with allow_connections {allowed}", quote::ident(name))
 }
 
 pub(crate) async fn block_and_end(session: &Session, name: &str) -> Result<i64, pg::Error> {
@@ -986,6 +1000,7 @@ async fn drop_subscriptions(session: &Session, name: &str) -> Result<(), pg::Err
     Ok(())
 }
 
+/// What a prepared transaction has done would be lost without a word to whoever is to end it.
 async fn refuse_prepared(session: &Session, name: &str) -> Result<(), Error> {
     let rows = session
         .query("select gid from pg_prepared_xacts where database = $1 order by prepared", &[&name])

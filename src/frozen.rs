@@ -93,8 +93,15 @@ async fn freeze_template(
     // What is kept would be frozen with it.
     if wish.keep == Keep::No && image::is_meant(ctx, &site.server, bytes) {
         let name = &ctx.config.database.name;
-        let why = match image::shared_with(&site.session, name, None, built.scratch.name()).await? {
+        let scratch = built.scratch.name();
+        let shared = match image::shared_with(&site.session, name, None, scratch).await? {
             Some(other) => Some(format!("the server holds more than this database: {other}")),
+            None => image::subscription(&site.session, scratch).await?.map(|name| {
+                format!("the subscription `{name}` would be in each clone, taking from the others")
+            }),
+        };
+        let why = match shared {
+            Some(why) => Some(why),
             None => match site.engine.can_freeze(ctx).await {
                 Ok(()) => None,
                 Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
@@ -306,7 +313,8 @@ pub(crate) struct Serving<'a> {
 }
 
 /// Serves a clone of an image in place of the server's data, where nothing but this database is replaced
-/// with it. Where it does not start the old data is served again. `false`: it is not served, which was said.
+/// with it. Nobody is let in yet, so that nobody comes before what is to be done first. Where it does not
+/// start the old data is served again. `false`: it is not served, which was said.
 ///
 /// # Errors
 /// What happened to the server; that the user asks to stop.
@@ -331,7 +339,7 @@ pub(crate) async fn serve(
     match replaced {
         Ok(server) => {
             database::note_ended(ctx, ended, &name);
-            site.move_to(&ctx.uninterrupted(), server).await?;
+            site.move_to_closed(&ctx.uninterrupted(), server).await?;
             step.done(detail);
             Ok(true)
         }

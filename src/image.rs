@@ -185,6 +185,16 @@ pub(crate) async fn other_object(
     Ok(rows.first().map(words))
 }
 
+/// A subscription of a database: copies of it would take the publisher's changes from each other.
+pub(crate) async fn subscription(session: &Session, name: &str) -> Result<Option<String>, Error> {
+    let sql =
+        "select s.subname::text from pg_subscription s join pg_database d on d.oid = s.subdbid
+               where d.datname = $1 limit 1";
+    let row = session.query_opt(sql, &[&name]).await;
+    let row = row.map_err(|error| failed("look for subscriptions", error))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
 /// Freezes the live database `name` and all of its server under a fingerprint. Templates go before:
 /// they would only make it larger.
 ///

@@ -57,7 +57,11 @@ pub struct Ready {
 /// Any; the database is then what it was before.
 pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error> {
     let mut site = site::open(ctx, "up").await?;
-    let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
+    let name = &ctx.config.database.name;
+    let live = match fresh {
+        Fresh::Yes => database::replaceable(&site.session, name).await?,
+        Fresh::No => database::live(&site.session, name).await?,
+    };
     site::make_roles(ctx, &site).await?;
     let Some(live) = live.filter(|_| fresh == Fresh::No) else {
         return build_and_swap(ctx, &mut site, wish).await;
@@ -142,7 +146,7 @@ pub async fn seed_file(ctx: &Context, file: &Utf8Path) -> Result<seed::Loaded, E
     site::let_pass(ctx, &server, "seed").await?;
     let session = connect::session(&server.admin).await?;
     lock::database(&session, &ctx.config.database.name).await?;
-    database::replaceable(&session, &ctx.config.database.name).await?;
+    database::live(&session, &ctx.config.database.name).await?;
     let target = connect::owner(ctx, &server, &ctx.config.database.name);
     let loaded = seed::load_file(ctx, &target, Some(&server.tools), file).await;
     session.close().await;

@@ -60,6 +60,16 @@ impl Site {
     /// Goes on with a server whose data was to be replaced or frozen. The old session has ended with the
     /// old data, or is ended: a server that was not stopped after all would know its locks still.
     pub(crate) async fn move_to(&mut self, ctx: &Context, server: Server) -> Result<(), Error> {
+        self.move_to_closed(ctx, server).await?;
+        Ok(database::let_in(&self.session, &ctx.config.database.name).await?)
+    }
+
+    /// The same, and an image that was frozen while nobody was let in stays closed.
+    pub(crate) async fn move_to_closed(
+        &mut self,
+        ctx: &Context,
+        server: Server,
+    ) -> Result<(), Error> {
         let session = connect::session(&server.admin).await?;
         let old = std::mem::replace(&mut self.session, session);
         // Told before it goes: a backend lets go of its locks a moment after its session was closed.
@@ -67,8 +77,6 @@ impl Site {
         old.close().await;
         lock::database(&self.session, &ctx.config.database.name).await?;
         self.server = server;
-        // An image was frozen while nobody was let in.
-        database::let_in(&self.session, &ctx.config.database.name).await?;
         make_roles(ctx, self).await
     }
 }

@@ -355,27 +355,26 @@ async fn serve(
     let ctx = &ctx.uninterrupted();
     let database = ctx.config.database.name.clone();
     let live = database::find(&site.session, &database).await?;
-    let marker = match live.and_then(|live| live.marker) {
-        Some(marker) => {
-            let base = fingerprint::base(ctx, site, source, wish)?;
-            let marker = Marker {
-                fingerprint: Some(name.to_owned()),
-                base,
-                ..marker.cloned(marker.kind, database::MadeBy::Image)
-            };
-            database::set_marker(&site.session, &database, &marker).await?;
-            Some(marker)
+    if let Some(marker) = live.and_then(|live| live.marker) {
+        let marker = Marker {
+            fingerprint: Some(name.to_owned()),
+            base: fingerprint::base(ctx, site, source, wish)?,
+            ..marker.cloned(marker.kind, database::MadeBy::Image)
+        };
+        database::set_marker(&site.session, &database, &marker).await?;
+        // What is frozen is what was published: whoever writes to it comes later.
+        if place == Place::Data {
+            freeze(ctx, site, found, &marker).await;
         }
-        None => None,
-    };
+    }
+    let opened = database::allow_connections(&site.session, &database, "true").await;
+    opened.map_err(|error| error::Error::Database { what: format!("open `{database}`"), error })?;
     // What a file's block does beside what its text says, as on each `up`.
     let names = DatabaseName::live(&database);
     users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-    match (place, marker) {
-        (Place::Shelf, _) => sweep(ctx, site).await,
-        (Place::Data, Some(marker)) => freeze(ctx, site, found, &marker).await,
-        (Place::Data, None) => {}
+    if place == Place::Shelf {
+        sweep(ctx, site).await;
     }
     let origin = match source {
         Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),

@@ -205,9 +205,6 @@ union all
 select format('what looks like a secret in the options of the foreign data wrapper `%s`', fdwname)
 from pg_foreign_data_wrapper where fdwoptions::text ~* $1
 union all
-select format('what looks like a secret in the subscription `%s`', subname)
-from pg_subscription where subconninfo ~* $1
-union all
 select format('the value of the setting `%s`, which looks like a secret,', name)
 from pg_db_role_setting
 cross join unnest(setconfig) as entry
@@ -272,10 +269,19 @@ async fn build_and_store(
     let roles = image::roles(&site.session).await?;
     let locales = locales(&site.session, &name, &locale).await?;
     refuse_secrets(ctx, &site, &name).await?;
+    if let Some(name) = image::subscription(&site.session, &name).await? {
+        return Err(Error::Subscription { name }.into());
+    }
     image::settle(ctx, &site.server, (&name, &name)).await?;
     let step = ctx.report.step("take out what is secret");
     ctx.until_cancelled(scrub::scrub(&site.server)).await?;
     step.done("");
+    // Whoever takes it opens it when all is done that comes first.
+    let closed = database::allow_connections(&site.session, &name, "false").await;
+    closed.map_err(|error| error::Error::Database {
+        what: "close what was built".to_owned(),
+        error,
+    })?;
 
     let made_at = Timestamp::now();
     let id = manifest::new_id(made_at);

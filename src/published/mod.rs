@@ -45,6 +45,11 @@ pub enum Error {
     Unlike { what: String },
     #[error("make an image: {what} would be in it")]
     Secret { what: String },
+    #[error(
+        "make an image: the subscription `{name}` would be in it, and everybody who takes the image \
+         would take the publisher's changes from the others"
+    )]
+    Subscription { name: String },
 }
 
 impl Error {
@@ -52,9 +57,10 @@ impl Error {
         match self {
             Self::Compress { .. } | Self::Taken { .. } | Self::Gone { .. } => Exit::Store,
             Self::Document { .. } | Self::Damaged { .. } => Exit::Damaged,
-            Self::NoServerOfOurs { .. } | Self::Unlike { .. } | Self::Secret { .. } => {
-                Exit::Refused
-            }
+            Self::NoServerOfOurs { .. }
+            | Self::Unlike { .. }
+            | Self::Secret { .. }
+            | Self::Subscription { .. } => Exit::Refused,
         }
     }
 
@@ -70,6 +76,9 @@ impl Error {
                      whoever needs them when they connect"
                         .to_owned(),
                 ]
+            }
+            Self::Subscription { .. } => {
+                vec!["create it by hand where it is wanted, after `seedbed up`".to_owned()]
             }
             Self::Document { error, .. } => error.hints(),
             Self::Damaged { .. } | Self::Gone { .. } => {

@@ -3,6 +3,7 @@
 //! The shops are small, so that their rows would always be faster: `images.published = "always"`.
 
 use camino::{Utf8Path, Utf8PathBuf};
+use seedbed::pg::Session;
 
 use super::branches::on_branch;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
@@ -120,6 +121,50 @@ async fn a_newcomer_takes_the_image_on_any_file_system_and_gets_what_rows_give()
     assert_eq!(project.contents().await, contents);
     project.run(&["undo-reset"]).succeeds();
     assert_eq!(project.contents().await, mine);
+}
+
+/// Where copies share no blocks the image is the data itself, and the next reset is its template's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_write_at_once_is_not_in_the_template_of_an_image() {
+    let (mut maker, _) = published().await;
+    let mut project = newcomer(&maker, &native(), "never");
+    project.run(&["up"]).succeeds();
+    for project in [&maker, &project] {
+        project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    }
+    images_on(&mut maker, "never");
+    make(&maker);
+    maker.run(&["reset"]).succeeds();
+    let clean = maker.contents().await;
+
+    let target = project.live().with_user(&project.owner, Some("owner word".into()));
+    let (stop, _) = tokio::sync::watch::channel(false);
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            let (target, stopped) = (target.clone(), stop.subscribe());
+            tokio::spawn(async move {
+                let write = "insert into shop.note values ('too early')";
+                while !*stopped.borrow() {
+                    let Ok(session) = Session::connect(&target).await else { continue };
+                    // Before the reset there is no such table.
+                    let _ = session.batch(write).await;
+                    session.close().await;
+                }
+            })
+        })
+        .collect();
+    images_on(&mut project, "always");
+    let reset = tokio::task::block_in_place(|| project.run(&["reset"])).succeeds();
+    took(&reset);
+    let early = "select count(*) > 0 from shop.note where body = 'too early'";
+    super::until(&project.live(), early, "t").await;
+    stop.send_replace(true);
+    for writer in writers {
+        writer.await.expect("it ends");
+    }
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(!reset.stderr.contains(TAKEN), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
 }
 
 #[tokio::test(flavor = "multi_thread")]
