@@ -2,6 +2,7 @@
 //! later run leaves nothing behind.
 
 use std::os::unix::process::ExitStatusExt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
@@ -343,6 +344,8 @@ fn killed_at_a_call(
     (call, is_done): (Call, bool),
 ) -> Option<String> {
     let (arrive, arrival) = std::sync::mpsc::channel();
+    let door = Arc::new(Mutex::new(()));
+    let passing = Arc::clone(&door);
     let stopped = std::sync::atomic::AtomicBool::new(false);
     let proxy = FaultProxy::start(&s3.endpoint(), move |seen| {
         if stopped.load(std::sync::atomic::Ordering::SeqCst) {
@@ -354,15 +357,19 @@ fn killed_at_a_call(
         }
         stopped.store(true, std::sync::atomic::Ordering::SeqCst);
         let (arrive, at) = (arrive.clone(), format!("{} {}", seen.method, seen.path));
+        let passing = Arc::clone(&passing);
         if is_done {
             return Fault::Rewrite(Box::new(move |answer| {
                 let _ = arrive.send(at);
+                // Whoever asked is killed before it knows.
+                drop(passing.lock());
                 answer
             }));
         }
         let _ = arrive.send(at);
         Fault::Stall
     });
+    let shut = door.lock().expect("nobody panics with it");
     let mut command = project.sandbox.command(args);
     command.env("SEEDBED_STORE_ENDPOINT", proxy.endpoint());
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
@@ -379,6 +386,7 @@ fn killed_at_a_call(
     };
     child.kill().expect("our own child");
     let status = child.wait().expect("our own child");
+    drop(shut);
     (status.signal() == Some(9)).then_some(at)
 }
 
