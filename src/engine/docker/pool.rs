@@ -343,8 +343,15 @@ pub(super) async fn act_fed(
             StartFailure::Other(error) => error,
             StartFailure::Port => no_pool("a helper has no port"),
         })?;
-        // It may have ended early: then its own words are the reason.
-        let sent = ready::cancellable(ctx, archive::send(input, archive)).await?;
+        // It may have ended early: then its own words are the reason. The daemon keeps the line open, and
+        // takes nothing more.
+        let sent = async {
+            tokio::select! {
+                sent = archive::send(input, archive) => sent,
+                _ = client.wait(&id) => Err(archive::Unsent::NotRead),
+            }
+        };
+        let sent = ready::cancellable(ctx, sent).await?;
         let code = ready::cancellable(ctx, client.wait(&id)).await??;
         match sent {
             Err(archive::Unsent::CutOff) => Err(Error::DockerCall {
