@@ -4,14 +4,19 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
 /// The machine's own.
 const DAEMON: &str = "/var/run/docker.sock";
+
+/// A debug build's reset takes some seconds on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The door: a socket that passes everything on to the daemon.
 pub struct DaemonProxy {
@@ -63,8 +68,23 @@ impl DaemonProxy {
     }
 
     /// Waits until the call to be stopped at has come; `false`: it did not within this time.
-    pub fn stopped(&self, patience: std::time::Duration) -> bool {
+    pub fn stopped(&self, patience: Duration) -> bool {
         self.arrival.recv_timeout(patience).is_ok()
+    }
+
+    /// Runs a program that comes by this door until it stands before it; `None`: it made fewer calls, and has
+    /// ended.
+    pub fn stops(&self, mut command: Command) -> Option<Child> {
+        command.env("DOCKER_HOST", self.address());
+        let mut child = command.spawn().expect("the program was built for this suite");
+        let deadline = Instant::now() + PATIENCE;
+        while !self.stopped(Duration::from_millis(50)) {
+            if child.try_wait().expect("our own child").is_some() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "the call never came: {:?}", self.seen());
+        }
+        Some(child)
     }
 
     /// Opens the door again, for good.

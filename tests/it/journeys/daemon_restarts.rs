@@ -5,7 +5,6 @@ use camino::Utf8Path;
 use nix::sys::signal::Signal;
 
 use super::Project;
-use super::image_kills::PATIENCE;
 use super::images::use_it;
 use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::second_daemon::SecondDaemon;
@@ -92,16 +91,7 @@ fn killed_daemon(
 ) -> Option<(Run, String)> {
     let folder = project.sandbox.project().join("..");
     let proxy = DaemonProxy::before(&daemon.socket(), &folder, stop);
-    let mut command = project.sandbox.command(args);
-    command.env("DOCKER_HOST", proxy.address());
-    let mut child = command.spawn().expect("the program was built for this suite");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !proxy.stopped(std::time::Duration::from_millis(50)) {
-        if child.try_wait().expect("our own child").is_some() {
-            return None;
-        }
-        assert!(std::time::Instant::now() < deadline, "call {stop} never came: {:?}", proxy.seen());
-    }
+    let child = proxy.stops(project.sandbox.command(args))?;
     let at = proxy.seen().last().cloned().unwrap_or_default();
     daemon.end(Signal::SIGKILL);
     proxy.go_on();

@@ -3,10 +3,10 @@
 use seedbed::pg::Session;
 
 use super::Project;
-use super::image_kills::{Contents, PATIENCE, of_pool, ready, stops};
+use super::image_kills::{Contents, of_pool, ready, stops};
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use super::published::{images_on, make};
-use crate::harness::daemon_proxy::DaemonProxy;
+use crate::harness::daemon_proxy::{DaemonProxy, PATIENCE};
 use crate::harness::{self, Run, watchdog};
 
 /// Kills the server's container, where it runs.
@@ -18,16 +18,7 @@ fn kill_server(project: &Project) {
 /// Runs up to a call to the daemon; the server is killed before its answer comes. `None`: it made fewer.
 fn killed_server(project: &Project, args: &[&str], stop: usize) -> Option<(Run, String)> {
     let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), stop);
-    let mut command = project.sandbox.command(args);
-    command.env("DOCKER_HOST", proxy.address());
-    let mut child = command.spawn().expect("the program was built for this suite");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !proxy.stopped(std::time::Duration::from_millis(50)) {
-        if child.try_wait().expect("our own child").is_some() {
-            return None;
-        }
-        assert!(std::time::Instant::now() < deadline, "call {stop} never came: {:?}", proxy.seen());
-    }
+    let child = proxy.stops(project.sandbox.command(args))?;
     let at = proxy.seen().last().cloned().unwrap_or_default();
     kill_server(project);
     proxy.go_on();

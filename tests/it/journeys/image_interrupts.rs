@@ -5,7 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Project;
-use super::image_kills::{Contents, PATIENCE, ready};
+use super::image_kills::{Contents, ready};
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use crate::harness::daemon_proxy::DaemonProxy;
 use crate::harness::{self, Run, strace};
@@ -13,16 +13,7 @@ use crate::harness::{self, Run, strace};
 /// Interrupts a run while it waits for the answer to a call to the daemon; `None`: it made fewer.
 fn interrupt(project: &Project, args: &[&str], stop: usize) -> Option<(Run, String)> {
     let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), stop);
-    let mut command = project.sandbox.command(args);
-    command.env("DOCKER_HOST", proxy.address());
-    let mut child = command.spawn().expect("the program was built for this suite");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !proxy.stopped(std::time::Duration::from_millis(50)) {
-        if child.try_wait().expect("our own child").is_some() {
-            return None;
-        }
-        assert!(std::time::Instant::now() < deadline, "call {stop} never came: {:?}", proxy.seen());
-    }
+    let child = proxy.stops(project.sandbox.command(args))?;
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
     kill(pid, Signal::SIGINT).expect("it runs");
     let at = proxy.seen().last().cloned().unwrap_or_default();

@@ -8,12 +8,9 @@ use std::time::Duration;
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use super::published::{images_on, took};
 use super::{Project, copy_tree};
-use crate::harness::daemon_proxy::DaemonProxy;
+use crate::harness::daemon_proxy::{DaemonProxy, PATIENCE};
 use crate::harness::fault_proxy::Seen;
 use crate::harness::{self, Fault, FaultProxy, postgres, strace};
-
-/// A debug build's reset takes some seconds on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a kill may find.
 pub(super) struct Contents {
@@ -44,16 +41,8 @@ async fn holds(project: &Project, contents: &Contents, at: &str) {
 fn kill(project: &Project, args: &[&str], stop: usize) -> Option<Vec<String>> {
     let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), stop);
     let mut command = project.sandbox.command(args);
-    command.env("DOCKER_HOST", proxy.address());
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    let mut child = command.spawn().expect("the program was built for this suite");
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !proxy.stopped(Duration::from_millis(50)) {
-        if child.try_wait().expect("our own child").is_some() {
-            return None;
-        }
-        assert!(std::time::Instant::now() < deadline, "call {stop} never came: {:?}", proxy.seen());
-    }
+    let mut child = proxy.stops(command)?;
     child.kill().expect("our own child");
     let status = child.wait().expect("our own child");
     (status.signal() == Some(9)).then(|| proxy.seen())
