@@ -169,6 +169,11 @@ fn hashed(
     fingerprint.add("database", &ctx.config.database.name);
     fingerprint.add("owner", &ctx.config.database.user);
     fingerprint.add("to", to.unwrap_or(""));
+    // The scripts run with them; what a session is called decides about nothing.
+    let settings = ctx.config.database.settings.iter();
+    for (name, value) in settings.filter(|(name, _)| name != "application_name") {
+        fingerprint.add(&format!("session {name}"), value);
+    }
     for (name, value) in migrations {
         fingerprint.add(name, value);
     }

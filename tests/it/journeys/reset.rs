@@ -232,6 +232,19 @@ async fn f35_a_subscription_goes_with_the_database_that_held_it() {
 }
 
 #[tokio::test]
+async fn other_settings_of_the_sessions_that_run_the_scripts_mean_another_build() {
+    let mut project = ready().await;
+    let script = "create table shop.path as select current_setting('search_path') as path;";
+    project.sandbox.write("sql/V3__path.sql", script);
+    for (schemas, built) in [("public", true), ("public", false), ("public,shop", true)] {
+        project.sandbox.set("FLYWAY_JDBC_PROPERTIES_currentSchema", schemas);
+        let reset = project.run(&["reset"]).succeeds();
+        assert_eq!(reset.stderr.contains("V3__path.sql"), built, "{schemas}: {}", reset.stderr);
+        assert_eq!(project.text("select path from shop.path").await, schemas);
+    }
+}
+
+#[tokio::test]
 async fn reset_fills_with_what_seed_says() {
     let project = ready().await;
     project.run(&["reset", "--seed", "none"]).succeeds();
