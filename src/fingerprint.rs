@@ -1,5 +1,5 @@
-//! What decides about what a build gives, as one hash: server, rows, scripts and callbacks with their settings,
-//! users files, seed files.
+//! What decides about what a build gives, as one hash: server, rows, scripts and callbacks with their settings
+//! and those of the sessions that run them, users files, seed files.
 
 use sha2::{Digest, Sha256};
 

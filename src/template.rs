@@ -1,7 +1,7 @@
 //! A ready database, frozen under a fingerprint, to be cloned by `reset`.
 //!
 //! The fingerprint covers all that the build depends on: server version, snapshot, scripts and callbacks
-//! with their settings and placeholders, users files, seed files. A template of another fingerprint is never used, and the newest replaces the
+//! with their settings and placeholders, settings of sessions, users files, seed files. A template of another fingerprint is never used, and the newest replaces the
 //! older ones of the same database. Nobody can connect to a template, so it can be cloned any time.
 
 use crate::ancestor;
