@@ -69,7 +69,7 @@ pub(crate) fn base(
         return Ok(None);
     }
     let settings = site.scripts.base_facts(&ctx.config.migrate);
-    let start = on_server(ctx, &site.server);
+    let start = on_server(ctx, &site.server, &site.accounts);
     hashed(ctx, start, &settings, &site.accounts, &Rows::of(source), None).map(Some)
 }
 
@@ -95,15 +95,9 @@ pub(crate) fn published(
     wish: &Wish,
 ) -> Result<PublishedKeys, Error> {
     let (rows, to) = (Rows::of(source), wish.to.as_deref());
-    // Roles come with it, where a template leaves them to its server.
-    let roles: Vec<String> = users::dry_run(&site.accounts)
-        .statements
-        .into_iter()
-        .flat_map(|statement| statement.sql)
-        .collect();
     let hashed = |facts: &[(String, String)]| {
         let mut start = Fingerprint::anywhere();
-        start.add("roles", roles.join("\n"));
+        start.add("roles", roles(&site.accounts));
         hashed(ctx, start, facts, &site.accounts, &rows, to)
     };
     let base = match has_base(site, source, wish) {
@@ -143,11 +137,11 @@ pub(crate) fn of_build(
     rows: &Rows<'_>,
     to: Option<&str>,
 ) -> Result<String, Error> {
-    let start = on_server(ctx, server);
+    let start = on_server(ctx, server, accounts);
     hashed(ctx, start, &scripts.facts(&ctx.config.migrate), accounts, rows, to)
 }
 
-fn on_server(ctx: &Context, server: &Server) -> Fingerprint {
+fn on_server(ctx: &Context, server: &Server, accounts: &users::Plan) -> Fingerprint {
     let mut fingerprint = Fingerprint::new(server);
     if server.kind == engine::ServerKind::Docker {
         // The same version of another image may sort text in another way.
@@ -155,7 +149,18 @@ fn on_server(ctx: &Context, server: &Server) -> Fingerprint {
     }
     // Nor need the same image be what it was: a name is given anew.
     fingerprint.add("libraries", &server.libraries);
+    // They come back with an image, where a template leaves them to its server.
+    if ctx.config.images.enabled && server.started_by_us {
+        fingerprint.add("roles", roles(accounts));
+    }
     fingerprint
+}
+
+/// What makes the roles that the files name, and what they are members of, without passwords.
+fn roles(accounts: &users::Plan) -> String {
+    let statements = users::dry_run(accounts).statements;
+    let sql: Vec<String> = statements.into_iter().flat_map(|statement| statement.sql).collect();
+    sql.join("\n")
 }
 
 fn hashed(

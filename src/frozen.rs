@@ -3,15 +3,17 @@
 
 use crate::ancestor;
 use crate::build::{Built, given_up, migrate_clone, or_given_up};
+use crate::config::EngineKind;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, MadeBy, Marker, Origin, Scratch};
-use crate::engine::{self, Keep};
-use crate::error::Error;
+use crate::engine::{self, Engine, Keep, Server, ServerKind};
+use crate::error::{Error, Exit};
 use crate::fingerprint::{base, fingerprint};
 use crate::image;
 use crate::migrate;
 use crate::published::{self, Arrival};
+use crate::scratch_server::{self, Home, Purpose};
 use crate::site::{self, Site};
 use crate::source::{Source, Wish};
 use crate::{template, users};
@@ -251,6 +253,29 @@ async fn from_nearest_image(
     if !is_new || !ctx.config.images.enabled || !site.server.started_by_us {
         return Ok(None);
     }
+    let Some(nearest) = nearest_image(ctx, site, source, wish).await? else { return Ok(None) };
+    let facts = &nearest.found;
+    let serving = Serving {
+        image: &facts.fingerprint,
+        roles: &facts.roles,
+        step: CLONE,
+        detail: &facts.fingerprint,
+        refused: "the image is not taken",
+    };
+    if !serve(ctx, site, wish.keep, serving).await? {
+        return Ok(None);
+    }
+    ctx.report.note(nearest.note("image"));
+    migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
+}
+
+/// The image of this machine that this checkout goes on from.
+async fn nearest_image(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<ancestor::Nearest<image::Facts>>, Error> {
     let Some(base) = base(ctx, site, source, wish)? else { return Ok(None) };
     let images = match image::of_base(ctx, &site.engine, &base).await {
         Ok(images) => images,
@@ -265,21 +290,72 @@ async fn from_nearest_image(
     let images = images.filter_map(|(facts, misfit)| misfit.is_none().then_some(facts)).collect();
     let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
     let here = ancestor::Here::new(ctx, &site.scripts);
-    let Some(nearest) = ancestor::nearest(images, past, &here) else { return Ok(None) };
-    let facts = &nearest.found;
-    let serving = Serving {
-        image: &facts.fingerprint,
-        roles: &facts.roles,
-        step: CLONE,
-        detail: &facts.fingerprint,
-        refused: "the image is not taken",
-    };
-    if !serve(ctx, site, wish, serving).await? {
+    Ok(ancestor::nearest(images, past, &here))
+}
+
+/// Where a database is live that is not replaced before the new one is whole: the image that this checkout goes on
+/// from, served beside it, migrated there and frozen in its turn. Gives back the scripts that ran; the image
+/// is this checkout's then.
+///
+/// # Errors
+/// What is wrong with a script; what happened to the second server is a note.
+pub(crate) async fn image_beside(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<Option<Vec<migrate::Ran>>, Error> {
+    let name = &ctx.config.database.name;
+    if !ctx.config.images.enabled
+        || !site.server.started_by_us
+        || database::find(&site.session, name).await?.is_none()
+        // Where it lies elsewhere nothing keeps the image when the second server goes.
+        || site.engine.moves_to_freeze(ctx)?
+        || image::size_of(&site.session, name).await? < ctx.config.images.min_size.saturating_mul(BESIDE)
+        || image::shared_with(&site.session, name, None, "").await?.is_some()
+    {
         return Ok(None);
     }
-    ctx.report.note(nearest.note("image"));
-    migrate_out_of_sight(ctx, site, source, wish).await.map(Some)
+    if nearest_image(ctx, site, source, wish).await?.is_none() {
+        return Ok(None);
+    }
+    let mut config = (*ctx.config).clone();
+    config.engine.kind = match site.server.kind {
+        ServerKind::Docker => EngineKind::Docker,
+        ServerKind::Native => EngineKind::Native,
+        ServerKind::Embedded => EngineKind::Embedded,
+        ServerKind::External => return Ok(None),
+    };
+    let ctx = &Context { config: std::sync::Arc::new(config), ..ctx.clone() };
+    let purpose = Purpose { home: Home::Beside, verb: "reset", major: 0 };
+    let files = site::read_files(ctx)?;
+    let work = async |ctx: &Context, engine: &Engine, server: &Server| {
+        let session = connect::session(&server.admin).await?;
+        let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files);
+        site::make_roles(ctx, &site).await?;
+        let built = from_nearest_image(ctx, &mut site, source, wish).await?;
+        let Some(built) = built else { return Ok(None) };
+        let alone = Wish { keep: Keep::No, ..wish.clone() };
+        let (built, frozen) = freeze_or_give_up(ctx, &site, built, &alone).await?;
+        let Built { scratch, migrated, schema_version } = built;
+        let Frozen::Later(inside) = frozen else { return Ok(None) };
+        database::swap_in(ctx, scratch, Keep::No).await?;
+        freeze_image(ctx, &mut site, schema_version, inside).await?;
+        Ok(Some(migrated))
+    };
+    match Box::pin(scratch_server::with(ctx, purpose, work)).await {
+        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
+        Err(error) if error.exit() == Exit::Server => {
+            ctx.report.note(format!("building anew, an image is not gone on from: {error}"));
+            Ok(None)
+        }
+        migrated => migrated,
+    }
 }
+
+/// A database is so many times as large as the smallest that is frozen as an image before a second server is
+/// worth its start: the rows of a smaller one are loaded in the same time.
+const BESIDE: u64 = 4;
 
 /// As [`from_nearest_image`], and with what is published: for a database that nobody else is to see.
 pub(crate) async fn from_any_image(
@@ -321,7 +397,7 @@ pub(crate) struct Serving<'a> {
 pub(crate) async fn serve(
     ctx: &Context,
     site: &mut Site,
-    wish: &Wish,
+    keep: Keep,
     serving: Serving<'_>,
 ) -> Result<bool, Error> {
     let Serving { image, roles, step, detail, refused } = serving;
@@ -333,7 +409,7 @@ pub(crate) async fn serve(
     }
     let ended = site::sessions(&site.session, &name).await?;
     let step = ctx.report.step(step);
-    let replace = async || site.engine.replace(ctx, image, wish.keep).await;
+    let replace = async || site.engine.replace(ctx, image, keep).await;
     let replaced =
         image::once_there_is_room(ctx, &site.engine, &site.session, image, replace).await;
     match replaced {
@@ -363,6 +439,46 @@ pub(crate) async fn migrate_out_of_sight(
 ) -> Result<Built, Error> {
     let scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
     migrate_clone(ctx, site, source, wish, scratch).await
+}
+
+/// Where a snapshot is about to be loaded on a server that holds nothing yet, and will be frozen as an image, the
+/// server moves to where clones share blocks first, when there is next to nothing to copy. Where it cannot,
+/// what was built moves later, or a template is frozen.
+///
+/// # Errors
+/// What happened to the server.
+pub(crate) async fn settle_first(
+    ctx: &Context,
+    site: &mut Site,
+    source: &Source,
+    wish: &Wish,
+) -> Result<(), Error> {
+    let Source::Snapshot { manifest, .. } = source else { return Ok(()) };
+    let bytes = manifest.plain_bytes();
+    if wish.keep == Keep::Yes
+        || !image::is_meant(ctx, &site.server, bytes)
+        || !site.engine.moves_to_freeze(ctx)?
+        || image::other_database(&site.session, "", &[], "").await?.is_some()
+        || image::other_object(&site.session, None).await?.is_some()
+    {
+        return Ok(());
+    }
+    match site.engine.can_freeze(ctx).await {
+        Ok(()) => {}
+        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
+        // It is said when there is something to freeze.
+        Err(_) => return Ok(()),
+    }
+    // A database takes some two thirds more than its rows as text, and what scripts change comes to it.
+    let server = match site.engine.settle(ctx, bytes.saturating_mul(2)).await {
+        Ok(server) => server,
+        Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.note(format!("building where nothing is shared: {error}"));
+            site.engine.ensure(ctx).await?
+        }
+    };
+    site.move_to(ctx, server).await
 }
 
 /// Whether the same build stands as a template that is too small for an image: it is cloned in less time

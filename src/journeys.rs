@@ -515,15 +515,25 @@ pub(crate) async fn make_template(
 
 async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Ready, Error> {
     let source = source::choose(ctx, site, &wish).await?;
-    let already = frozen::from_image(ctx, site, &source, &wish).await?;
+    let mut already = frozen::from_image(ctx, site, &source, &wish).await?;
+    let mut migrated = Vec::new();
+    if already.is_none()
+        && let Some(ran) = frozen::image_beside(ctx, site, &source, &wish).await?
+    {
+        migrated = ran;
+        already = frozen::from_image(ctx, site, &source, &wish).await?;
+    }
     let arrival = match already {
         Some(live) => Arrival::Live(live),
         None => frozen::arrive(ctx, site, &source, &wish).await?,
     };
+    if let Arrival::None = arrival {
+        frozen::settle_first(ctx, site, &source, &wish).await?;
+    }
     let site_now = &*site;
     let (built, frozen) = match arrival {
         Arrival::Live(Live { schema_version, origin }) => {
-            return Ok(ready(ctx, site, Vec::new(), schema_version, origin));
+            return Ok(ready(ctx, site, migrated, schema_version, origin));
         }
         Arrival::Migrated(built) => frozen::freeze_or_give_up(ctx, site_now, *built, &wish).await?,
         Arrival::None => {

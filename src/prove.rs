@@ -13,7 +13,7 @@ use crate::database::Scratch;
 use crate::engine::Server;
 use crate::error::Exit;
 use crate::report::{Unit, format};
-use crate::scratch_server::{self, Purpose};
+use crate::scratch_server::{self, Home, Purpose};
 use crate::snapshot::manifest::{Manifest, QualifiedName, Table};
 use crate::snapshot::{self, compare, contents, load};
 use crate::store::Store;
@@ -57,7 +57,7 @@ pub(crate) async fn prove(
     manifest: &Manifest,
 ) -> Result<(), crate::error::Error> {
     let major = manifest.server.major();
-    let purpose = Purpose { folder: "prove", verb: "snapshot create --prove", major };
+    let purpose = Purpose { home: Home::Folder("prove"), verb: "snapshot create --prove", major };
     scratch_server::with(ctx, purpose, async |ctx, _, server| {
         restore(ctx, store, manifest, server).await
     })

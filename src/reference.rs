@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::pg::names::DatabaseName;
 use crate::pg::tools::Tools;
 use crate::pg::{self, Session, quote};
-use crate::scratch_server::{self, Purpose};
+use crate::scratch_server::{self, Home, Purpose};
 use crate::snapshot::restore::Refusal;
 use crate::snapshot::{schema, source};
 use crate::users;
@@ -52,7 +52,7 @@ pub(crate) async fn compare_grants(
         "nothing is made on `{}`: what the files give is tried on a scratch server",
         target.host
     ));
-    let purpose = Purpose { folder: "check", verb: "users check", major };
+    let purpose = Purpose { home: Home::Folder("check"), verb: "users check", major };
     scratch_server::with(ctx, purpose, async |there, _, server| {
         let Source { facts, accounts, mut live, roles } = source;
         let step = there.report.step("build a reference for the grants");

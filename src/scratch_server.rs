@@ -2,13 +2,14 @@
 //!
 //! It is made by what `engine.kind` or, for a server of somebody else's, `auto` finds here, in a project
 //! folder of its own inside of `.seedbed/`, so that no server of the project is touched. The
-//! environment's account and passwords are not handed to it.
+//! environment's account and passwords are not handed to it. One whose images are to be the project's is an
+//! environment of it, as a branch's is, which no list shows.
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::config::EngineKind;
+use crate::config::{Branch, EngineKind};
 use crate::context::Context;
 use crate::engine::{self, Engine, Server, Volumes};
 use crate::error::Exit;
@@ -40,14 +41,23 @@ impl Error {
     }
 }
 
-/// The folders of all purposes.
-const FOLDERS: [&str; 3] = ["check", "image", "prove"];
+/// Those of all purposes.
+const HOMES: [Home; 4] =
+    [Home::Folder("check"), Home::Folder("image"), Home::Folder("prove"), Home::Beside];
+
+/// Where a server has its state; one run at a time works there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// A project folder of this name inside of `.seedbed/`, one of [`HOMES`].
+    Folder(&'static str),
+    /// Beside the environment, on the same engine. Nothing of it stays.
+    Beside,
+}
 
 /// What a server is wanted for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Purpose {
-    /// Its project folder inside of `.seedbed/`, one of [`FOLDERS`]; one run at a time works there.
-    pub folder: &'static str,
+    pub home: Home,
     /// The command, as a second run is told it.
     pub verb: &'static str,
     /// The server's version is this one or newer.
@@ -82,9 +92,28 @@ pub(crate) async fn with<T>(
     // Asked to stop or not, the server goes.
     let unhurried = Context { cancel: CancellationToken::new(), ..ctx.clone() };
     let stopped = choice.engine.stop(&unhurried, Volumes::Remove).await;
+    let removed = match &stopped {
+        Ok(_) if purpose.home == Home::Beside => remove(ctx),
+        Ok(_) | Err(_) => Ok(()),
+    };
     let done = done?;
     stopped?;
+    removed?;
     Ok(done)
+}
+
+/// Removes the state, which tells where the server is, when there is none.
+fn remove(ctx: &Context) -> Result<(), crate::error::Error> {
+    let (action, path) = ("remove", ctx.state_dir());
+    match fs_err::remove_dir_all(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(crate::error::Error::File { action, path, error });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    // Without branches nothing tells that there were any.
+    let _ = std::fs::remove_dir(ctx.branches_dir());
+    Ok(())
 }
 
 /// Removes the servers of runs that were killed. One that a run works with stays.
@@ -92,29 +121,50 @@ pub(crate) async fn with<T>(
 /// # Errors
 /// What the engine said.
 pub(crate) async fn sweep(ctx: &Context) -> Result<(), crate::error::Error> {
-    for folder in FOLDERS {
-        // What its state says decides how it is reached.
-        let ctx = &surroundings(ctx, Purpose { folder, verb: "down", major: 0 });
-        if !ctx.state_dir().is_dir() {
-            continue;
-        }
-        let _lock = match lock::project(&ctx.state_dir(), "down") {
-            Ok(lock) => lock,
-            Err(lock::Error::Project { .. }) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let Some(engine) = engine::chosen_before(ctx).await? else { continue };
+    for home in HOMES {
+        sweep_of(ctx, home).await?;
+    }
+    Ok(())
+}
+
+/// The same of one purpose.
+///
+/// # Errors
+/// What the engine said.
+pub(crate) async fn sweep_of(ctx: &Context, home: Home) -> Result<(), crate::error::Error> {
+    // What its state says decides how it is reached.
+    let ctx = &surroundings(ctx, Purpose { home, verb: "down", major: 0 });
+    if !ctx.state_dir().is_dir() {
+        return Ok(());
+    }
+    let _lock = match lock::project(&ctx.state_dir(), "down") {
+        Ok(lock) => lock,
+        Err(lock::Error::Project { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(engine) = engine::chosen_before(ctx).await? {
         let stopped = engine.stop(ctx, Volumes::Remove).await?;
         if let Some(server) = stopped.server {
             ctx.report.note(format!("{server}, left over from a run that was cut off, is gone"));
         }
     }
+    if home == Home::Beside {
+        remove(ctx)?;
+    }
     Ok(())
 }
 
 fn surroundings(ctx: &Context, purpose: Purpose) -> Context {
+    let folder = match purpose.home {
+        Home::Folder(folder) => folder,
+        Home::Beside => {
+            let of = ctx.config.branch.as_ref().map_or("", |branch| branch.slug());
+            // Folders whose names begin like that are no branch's.
+            return ctx.on_branch(Branch::in_folder(&format!(".beside-{of}"), None));
+        }
+    };
     let mut config = (*ctx.config).clone();
-    config.project = ctx.state_dir().join(purpose.folder);
+    config.project = ctx.state_dir().join(folder);
     config.branch = None;
     config.protected = false;
     config.database.named = false;

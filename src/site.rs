@@ -10,6 +10,7 @@ use crate::lock::{self, ProjectLock};
 use crate::migrate::{self, Scripts};
 use crate::pg::Session;
 use crate::pg::names::DatabaseName;
+use crate::scratch_server::{self, Home};
 use crate::snapshot::find;
 use crate::store::Store;
 use crate::{connect, users};
@@ -87,6 +88,11 @@ pub(crate) async fn open(ctx: &Context, verb: &'static str) -> Result<Site, Erro
     guard::replace_in_environment(ctx, verb)?;
     let lock = lock::project(&ctx.state_dir(), verb)?;
     let files = read_files(ctx)?;
+    match scratch_server::sweep_of(ctx, Home::Beside).await {
+        Err(Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => ctx.report.warn(format!("a scratch server stays: {error}")),
+        Ok(()) => {}
+    }
     let choice = ctx.until_cancelled(engine::choose(ctx)).await?;
     ctx.report.note(choice.why);
     let server = choice.engine.ensure(ctx).await?;

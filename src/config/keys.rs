@@ -128,7 +128,7 @@ pub const KEYS: &[Key] = &[
     key(
         "images.kind",
         Kind::Choice(&["auto", "template"]),
-        "template",
+        "auto",
         "how a ready database is frozen: auto takes images where clones can share blocks",
     ),
     key(

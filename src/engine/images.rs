@@ -247,6 +247,16 @@ pub trait Outgoing: Send + 'static {
     fn file(&mut self, name: &str, size: u64, content: &mut dyn Read) -> std::io::Result<()>;
 }
 
+/// What an image is called that this environment goes on from and removes: none of those that `images list`
+/// shows. One that a killed run has left goes with what the next one is about to make.
+pub fn passing_image(ctx: &Context) -> String {
+    passing_name(&super::docker::environment_hash(ctx))
+}
+
+pub(super) fn passing_name(environment: &str) -> String {
+    format!(".passing.{environment}")
+}
+
 impl Engine {
     /// Stops the server cleanly, takes its log of changes away (`pg_resetwal`) and hands its data
     /// directory to `outgoing`, which comes back. The server stays down.
@@ -292,6 +302,18 @@ impl Engine {
             Self::Native(engine) => engine.freeze(ctx, name, facts).await,
             Self::Embedded(engine) => engine.native(ctx).freeze(ctx, name, facts).await,
             Self::External(_) => Err(external()),
+        }
+    }
+
+    /// Moves the environment to where clones share blocks, if that is elsewhere, and where `bytes` more have room.
+    /// Its server is down for a moment. On an error it is served where it was.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn settle(&self, ctx: &Context, bytes: u64) -> Result<Server, Error> {
+        match self {
+            Self::Docker(engine) => engine.settle_in(ctx, bytes).await,
+            Self::Native(_) | Self::Embedded(_) | Self::External(_) => self.ensure(ctx).await,
         }
     }
 

@@ -28,7 +28,9 @@ pub(crate) use docker::{
 pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
-pub use images::{Clones, Feed, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Stored, Whose};
+pub use images::{
+    Clones, Feed, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Stored, Whose, passing_image,
+};
 pub use native::NativeEngine;
 
 use secrecy::SecretString;

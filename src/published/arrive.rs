@@ -13,7 +13,7 @@ use crate::build::Built;
 use crate::config::Published;
 use crate::context::Context;
 use crate::database::{self, Marker};
-use crate::engine::{self, ServerKind};
+use crate::engine::{self, Keep, ServerKind};
 use crate::error;
 use crate::fingerprint::{self, PublishedKeys};
 use crate::frozen::{self, Live, Serving};
@@ -23,11 +23,11 @@ use crate::pg::{self, Session, quote};
 use crate::platform::{self, Platform};
 use crate::report::format;
 use crate::site::Site;
-use crate::snapshot::chunk;
 use crate::snapshot::manifest::Manifest;
 use crate::source::{self, Source, Wish};
 use crate::store::{Store, cache::Cache};
-use crate::{template, users};
+use crate::template;
+use crate::users::{self, Verifier};
 
 /// What became of it.
 pub(crate) enum Arrival {
@@ -85,11 +85,7 @@ pub(crate) async fn arrive(
     };
     let name = match fit {
         Fit::Exact => fingerprint::fingerprint(ctx, site, source, wish)?,
-        // Environments share a pool, and each removes its own.
-        Fit::Nearest => {
-            let environment = chunk::short_hash(ctx.state_dir().as_str().as_bytes());
-            format!("published-{}-{environment}", found.id)
-        }
+        Fit::Nearest => engine::passing_image(ctx),
     };
     let facts = facts_of(ctx, site.server.version_num, &found, &name, manifest);
     let pieces = Pieces::new(ctx, store, &found);
@@ -348,11 +344,62 @@ async fn serve(
     (found, place): (&Image, Place),
     name: &str,
 ) -> Result<Arrival, error::Error> {
-    if !replace(ctx, site, wish, found, name).await? {
+    let database = ctx.config.database.name.clone();
+    // What is replaced stays until the new one is whole.
+    let replaces = database::find(&site.session, &database).await?.is_some();
+    let keep = if replaces { Keep::Yes } else { wish.keep };
+    let Some(verifiers) = replace(ctx, site, keep, found, name).await? else {
         return Ok(Arrival::None);
-    }
+    };
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
+    let complete = async {
+        give_back(site, &verifiers).await?;
+        complete(ctx, site, source, wish, (found, place), name).await
+    };
+    if let Err(error) = complete.await {
+        if replaces && let Err(second) = go_back(ctx, site).await {
+            let what = "what was replaced is not served again, `seedbed undo-reset` brings it back";
+            ctx.report.warn(format!("{what}: {second}"));
+        }
+        return Err(error);
+    }
+    if replaces && wish.keep == Keep::No {
+        frozen::forget_kept(ctx, site).await;
+    }
+    if place == Place::Shelf {
+        sweep(ctx, site).await;
+    }
+    let origin = match source {
+        Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),
+        Source::Files(_) | Source::Nothing => None,
+    };
+    Ok(Arrival::Live(Live { schema_version: found.schema_version.clone(), origin }))
+}
+
+/// Serves what was replaced again, which is kept.
+async fn go_back(ctx: &Context, site: &mut Site) -> Result<(), error::Error> {
+    let server = site.engine.undo_replace(ctx).await?;
+    site.move_to(ctx, server).await?;
+    frozen::forget_kept(ctx, site).await;
+    Ok(())
+}
+
+/// Passwords that the users files give only where a role is made.
+async fn give_back(site: &Site, verifiers: &[Verifier]) -> Result<(), error::Error> {
+    let given = users::give_back(&site.session, verifiers).await;
+    given.map_err(|error| error::Error::Database { what: "take passwords along".to_owned(), error })
+}
+
+/// Brings what is served to what a build gives, and opens it.
+async fn complete(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    (found, place): (&Image, Place),
+    name: &str,
+) -> Result<(), error::Error> {
     let database = ctx.config.database.name.clone();
     let live = database::find(&site.session, &database).await?;
     if let Some(marker) = live.and_then(|live| live.marker) {
@@ -373,14 +420,7 @@ async fn serve(
     let names = DatabaseName::live(&database);
     users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-    if place == Place::Shelf {
-        sweep(ctx, site).await;
-    }
-    let origin = match source {
-        Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),
-        Source::Files(_) | Source::Nothing => None,
-    };
-    Ok(Arrival::Live(Live { schema_version: found.schema_version.clone(), origin }))
+    Ok(())
 }
 
 /// Removes images of this machine that are old or too much by now.
@@ -416,9 +456,10 @@ async fn migrate(
     (found, fit): (&Image, Fit),
     name: &str,
 ) -> Result<Arrival, error::Error> {
-    if !replace(ctx, site, wish, found, name).await? {
+    let Some(verifiers) = replace(ctx, site, wish.keep, found, name).await? else {
         return Ok(Arrival::None);
-    }
+    };
+    give_back(site, &verifiers).await?;
     if fit == Fit::Nearest {
         // Nobody can come back to it: it is no build of this checkout.
         site.engine.drop_images(ctx, &[name]).await?;
@@ -429,14 +470,16 @@ async fn migrate(
     Ok(Arrival::Migrated(Box::new(built)))
 }
 
-/// `false`: it could not be served, which was said, and the old data is.
+/// Gives back what passwords there were. `None`: it could not be served, which was said, and the old data is.
 async fn replace(
     ctx: &Context,
     site: &mut Site,
-    wish: &Wish,
+    keep: Keep,
     found: &Image,
     name: &str,
-) -> Result<bool, error::Error> {
+) -> Result<Option<Vec<Verifier>>, error::Error> {
+    let failed = |error| error::Error::Database { what: "look at passwords".to_owned(), error };
+    let verifiers = users::verifiers(&site.session).await.map_err(failed)?;
     let serving = Serving {
         image: name,
         roles: &found.roles,
@@ -444,10 +487,10 @@ async fn replace(
         detail: "",
         refused: &format!("loading rows, the published image {}", found.id),
     };
-    if frozen::serve(ctx, site, wish, serving).await? {
-        return Ok(true);
+    if frozen::serve(ctx, site, keep, serving).await? {
+        return Ok(Some(verifiers));
     }
     // Nor is it to be tried by the next reset.
     site.engine.drop_images(ctx, &[name]).await?;
-    Ok(false)
+    Ok(None)
 }

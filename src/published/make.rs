@@ -18,7 +18,7 @@ use crate::image;
 use crate::pg::{self, Session};
 use crate::platform::Platform;
 use crate::report::{StepRecord, format};
-use crate::scratch_server::{self, Purpose};
+use crate::scratch_server::{self, Home, Purpose};
 use crate::site::{self, Site};
 use crate::snapshot;
 use crate::snapshot::choose::Facts;
@@ -27,7 +27,7 @@ use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
 use crate::source::{Seed, Source, Wish};
 use crate::store::{Put, Store};
-use crate::{ancestor, build, connect, fingerprint, migrate};
+use crate::{ancestor, build, connect, fingerprint, migrate, users};
 
 const VERB: &str = "snapshot image";
 
@@ -81,7 +81,8 @@ pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error>
     let unknown = Facts { proved_only: ctx.config.restore.proved_only, ..Facts::unknown() };
     let manifest = find::find(ctx, &store, &listing, &wanted, &checkout, &unknown).await?;
     step.done(manifest.id.clone());
-    let purpose = Purpose { folder: "image", verb: VERB, major: manifest.server.major() };
+    let purpose =
+        Purpose { home: Home::Folder("image"), verb: VERB, major: manifest.server.major() };
     let image = scratch_server::with(ctx, purpose, async |ctx, engine, server| {
         let session = connect::session(&server.admin).await?;
         let site = Site::on_scratch(engine.clone(), server.clone(), session, files);
@@ -170,10 +171,9 @@ fn same(locale: &str) -> String {
 }
 
 /// Refuses what the scrubbing would take away for good, and what it does not know.
-async fn refuse_secrets(ctx: &Context, site: &Site, name: &str) -> Result<(), error::Error> {
-    let mut known: Vec<String> = site.accounts.roles().into_iter().collect();
-    known.push(site.owner(ctx).to_owned());
-    known.push(site.server.admin.user.clone());
+///
+/// `known`: those with passwords that the users files have made, which give them wherever the image is taken.
+async fn refuse_secrets(site: &Site, name: &str, known: &[String]) -> Result<(), error::Error> {
     let sql = "select rolname::text from pg_authid
                where rolpassword is not null and not rolname = any ($1) limit 1";
     if let Some(row) = site.session.query(sql, &[&known]).await.map_err(looked)?.first() {
@@ -245,6 +245,8 @@ async fn build_and_store(
     manifest: Manifest,
 ) -> Result<Image, error::Error> {
     site::make_roles(ctx, &site).await?;
+    let verifiers = users::verifiers(&site.session).await.map_err(looked)?;
+    let known: Vec<String> = verifiers.into_iter().map(|had| had.role).collect();
     let snapshot_id = manifest.id.clone();
     let wish =
         Wish { seed: Seed::Id(snapshot_id.clone()), to: None, skip_damaged: false, keep: Keep::No };
@@ -268,7 +270,7 @@ async fn build_and_store(
     session.close().await;
     let roles = image::roles(&site.session).await?;
     let locales = locales(&site.session, &name, &locale).await?;
-    refuse_secrets(ctx, &site, &name).await?;
+    refuse_secrets(&site, &name, &known).await?;
     if let Some(name) = image::subscription(&site.session, &name).await? {
         return Err(Error::Subscription { name }.into());
     }

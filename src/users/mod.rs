@@ -12,6 +12,7 @@ mod parse;
 mod placeholders;
 mod plan;
 mod server_roles;
+mod verifiers;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
@@ -26,6 +27,7 @@ pub(crate) use check::{LOOK_ONLY, Live};
 pub use dry_run::{DryRun, DryStatement, dry_run};
 pub use plan::{Place, Plan, Skipped};
 pub(crate) use server_roles::{Made, ServerRoles};
+pub(crate) use verifiers::{Verifier, give_back, verifiers};
 
 /// Why accounts and grants are not as the files say.
 #[derive(Debug, thiserror::Error)]

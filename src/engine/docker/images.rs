@@ -47,6 +47,23 @@ impl DockerEngine {
         Ok(server)
     }
 
+    /// Moves the environment into the pool, where `bytes` more than its data have room.
+    pub(in crate::engine) async fn settle_in(
+        &self,
+        ctx: &Context,
+        bytes: u64,
+    ) -> Result<Server, Error> {
+        let mut state = state::read(ctx)?;
+        if pool_of(&state).is_some() {
+            return self.ensure(ctx).await;
+        }
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let (about, data) = (Whose::of(ctx).to_json(), generation());
+        let room = (bytes / 1024).to_string();
+        let adopt = ("adopt", &[data.as_str(), &image.data, &about, &room][..]);
+        Ok(self.move_in(ctx, &mut state, &image, adopt, None).await?.0)
+    }
+
     /// Stops the server, takes its log of changes away and hands the data directory out.
     pub(in crate::engine) async fn hand_out<O: Outgoing>(
         &self,
@@ -540,7 +557,9 @@ impl DockerEngine {
             Ok(pool) => pool,
         };
         pool::sweep_of(&self.client, &pool, &self.hash).await?;
-        let command = pool::act(&self.hash, "leave", &[]);
+        let project = ctx.config.project.as_str();
+        let project = serde_json::to_string(project).expect("a string serializes");
+        let command = pool::act(&self.hash, "leave", &[&project]);
         let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await;
         let left = match left {
             Err(error) if known.is_none() && !matches!(error, Error::Interrupted) => {

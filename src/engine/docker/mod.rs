@@ -447,10 +447,30 @@ impl DockerEngine {
             let id = self.make_in_pool(ctx, image, port, &pool).await?;
             return Ok((id, Data { first: false }));
         }
-        // One that is not there yet would be made without our labels.
-        if self.client.volume(&self.name).await?.is_none() {
-            self.create_volume(ctx, image).await?;
+        if self.client.volume(&self.name).await?.is_some() {
+            if let Some(id) = self.make_over(ctx, state, image, port).await? {
+                return Ok((id, Data { first: false }));
+            }
+            // Ours and never set up to the end: nothing of worth can be in it.
+            self.client.remove_volume(&self.name).await?;
         }
+        // One that is not there would be made without our labels.
+        self.create_volume(ctx, image).await?;
+        let id =
+            self.client.create(self.recipe_for(ctx, image, port, Data { first: true })).await?;
+        let file = one_file(PASSWORD_FILE, password.expose_secret().as_bytes());
+        self.client.upload(&id, "/", file?).await?;
+        Ok((id, Data { first: true }))
+    }
+
+    /// Makes the container over a volume that is there; `None`: it was never set up to the end.
+    async fn make_over(
+        &self,
+        ctx: &Context,
+        state: &State,
+        image: &ServerImage,
+        port: u16,
+    ) -> Result<Option<String>, Error> {
         let id =
             self.client.create(self.recipe_for(ctx, image, port, Data { first: false })).await?;
         let version = self.client.read(&id, &format!("{}/PG_VERSION", image.data)).await?;
@@ -458,7 +478,7 @@ impl DockerEngine {
         if marker.is_some() {
             let version = String::from_utf8_lossy(&version.unwrap_or_default()).trim().to_owned();
             if version == image.major.to_string() {
-                return Ok((id, Data { first: false }));
+                return Ok(Some(id));
             }
             self.client.remove(&id).await?;
             return Err(self.other_major(&version, image));
@@ -470,14 +490,7 @@ impl DockerEngine {
                 reason: format!("its marker `{MARKER}` is gone: it is not the one that was set up"),
             });
         }
-        // Ours and never set up to the end: nothing of worth can be in it.
-        self.client.remove_volume(&self.name).await?;
-        self.create_volume(ctx, image).await?;
-        let id =
-            self.client.create(self.recipe_for(ctx, image, port, Data { first: true })).await?;
-        let file = one_file(PASSWORD_FILE, password.expose_secret().as_bytes());
-        self.client.upload(&id, "/", file?).await?;
-        Ok((id, Data { first: true }))
+        Ok(None)
     }
 
     fn recipe_for(

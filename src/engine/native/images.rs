@@ -12,7 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::{MARKER, NativeEngine, remove_dir, unpack};
 use crate::context::Context;
 use crate::engine::images::{
-    Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose,
+    Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Stored, Whose, passing_name,
 };
 use crate::engine::place::{self, RunAs};
 use crate::engine::{Error, Server};
@@ -489,8 +489,9 @@ impl NativeEngine {
         Ok(())
     }
 
-    /// What a run of this environment that was killed has left of an image that it made.
+    /// What a run of this environment that was killed has left of an image that it made or went on from.
     pub(super) fn sweep_part(&self) -> Result<(), Error> {
+        remove_dir(&self.image(&passing_name(&self.hash)))?;
         remove_dir(&self.image(&format!(".part.{}", self.hash)))
     }
 

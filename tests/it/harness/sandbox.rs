@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{say, watchdog};
+use super::{say, unique, watchdog};
 
 /// The built program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_seedbed");
@@ -62,6 +62,8 @@ impl Sandbox {
             ("SEEDBED_CACHE_DIR", root.join("cache").into_string()),
             ("LC_ALL", "C.UTF-8".to_owned()),
             ("TZ", "UTC".to_owned()),
+            // A pool is for all projects of a machine; tests run beside each other.
+            ("SEEDBED_IMAGES_POOL", unique("seedbed-test-pool")),
         ];
         let sandbox = Self {
             root,

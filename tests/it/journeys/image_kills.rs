@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
+use super::pool_full::look;
 use super::published::{images_on, took};
 use super::{Project, copy_tree};
 use crate::harness::daemon_proxy::{DaemonProxy, PATIENCE};
@@ -38,7 +39,7 @@ async fn holds(project: &Project, contents: &Contents, at: &str) {
 }
 
 /// Runs the program up to a call to the daemon and kills it there; `None`: it ended by itself.
-fn kill(project: &Project, args: &[&str], stop: usize) -> Option<Vec<String>> {
+pub(super) fn kill(project: &Project, args: &[&str], stop: usize) -> Option<Vec<String>> {
     let proxy = DaemonProxy::start(&project.sandbox.project().join(".."), stop);
     let mut command = project.sandbox.command(args);
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
@@ -156,12 +157,29 @@ async fn docker_killed_at_any_call_of_a_pull_takes_the_image_with_the_next_run()
     let Some((mut project, pool)) = in_docker().await else { return };
     project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
     project.run(&["snapshot", "image", "latest"]).succeeds();
+    killed_at_calls_of_a_pull(&project, &pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_a_pull_that_goes_on_leaves_no_image_of_an_older_checkout() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    // Nobody goes on from behind a repeatable script.
+    let view = project.sandbox.project().join("sql/R__totals.sql");
+    fs_err::remove_file(view).expect("is there");
+    project.run(&["snapshot", "image", "latest"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    killed_at_calls_of_a_pull(&project, &pool).await;
+}
+
+/// Each time the next run takes the image as well, and nothing but what it froze stands in the pool.
+async fn killed_at_calls_of_a_pull(project: &Project, pool: &str) {
     // What nobody has disturbed.
     took(&project.run(&["up"]).succeeds());
     let clean = project.contents().await;
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     for stop in stops() {
-        let killed = kill(&project, &["up"], stop);
+        let killed = kill(project, &["up"], stop);
         let at = match &killed {
             Some(seen) => format!("call {stop}: {}", seen.last().map_or("", String::as_str)),
             None => "nowhere".to_owned(),
@@ -170,8 +188,13 @@ async fn docker_killed_at_any_call_of_a_pull_takes_the_image_with_the_next_run()
         let up = project.run(&["up"]).succeeds();
         assert!(!up.stderr.contains("restore tables"), "killed at {at}: {}", up.stderr);
         assert_eq!(project.contents().await, clean, "killed at {at}");
+        let images = look(pool, "ls -A /p/images | grep -v -x -F .lock");
+        assert!(
+            images.lines().count() == 1 && !images.starts_with('.'),
+            "killed at {at}: {images}"
+        );
         project.run(&["down", "--volumes", "--yes"]).succeeds();
-        assert_eq!(of_pool(&pool), "", "killed at {at}");
+        assert_eq!(of_pool(pool), "", "killed at {at}");
         if killed.is_none() {
             assert!(stop > 1, "a pull makes calls");
             break;

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use camino::{Utf8Path, Utf8PathBuf};
 use seedbed::pg::Session;
 
+use super::pool_full::look;
 use super::{Project, docker_is_here, until};
 use crate::harness::postgres::{newest_bin_dir, query_text};
 use crate::harness::{disk, unique};
@@ -168,6 +169,33 @@ async fn docker_resets_from_an_image_in_a_pool_and_leaves_nothing() {
     assert_eq!(shell(&format!("docker ps -aq --filter volume={pool}")), "");
 }
 
+/// Rows are loaded where they will be frozen. Images go with the last environment of the project that made them,
+/// unless another project's data came from them.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_builds_in_the_pool_and_a_projects_images_go_with_it() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let up = project.run(&["up"]).succeeds().stderr;
+    let place = |step: &str| up.find(step).unwrap_or_else(|| panic!("{step}: {up}"));
+    assert!(place("move to where clones share blocks") < place("restore tables"), "{up}");
+    let images = || look(&pool, "ls /p/images | wc -l");
+    let other = in_pool(&pool).await;
+    other.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    other.run(&["up"]).succeeds();
+    other.run(&["up", "--branch", "second"]).succeeds();
+    assert_eq!(images(), "2");
+    other.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(images(), "2", "a branch is there still");
+    other.run(&["branch", "delete", "second", "--yes"]).succeeds();
+    assert_eq!(images(), "1");
+    let like_it = in_pool(&pool).await;
+    like_it.run(&["up"]).succeeds();
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(images(), "1", "somebody's data came from it");
+    let reset = like_it.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    like_it.run(&["down", "--volumes", "--yes"]).succeeds();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_keeps_what_a_reset_replaces_and_brings_it_back() {
     let Some((project, _)) = in_docker().await else { return };
@@ -320,6 +348,30 @@ async fn an_image_never_replaces_what_else_the_server_holds() {
         assert_eq!(project.contents().await, clean);
         crate::harness::postgres::run_sql(&project.admin(), gone).await;
     }
+}
+
+/// The server's roles are the image's: what the files say of them has to be what they said when it was frozen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_and_what_it_is_a_member_of_do_not_come_back_with_an_image() {
+    let Some(project) = native_with_reflinks().await else { return };
+    let accounts = project.sandbox.read("users/accounts.sql");
+    let with =
+        |more: &str| project.sandbox.write("users/accounts.sql", format!("{accounts}{more}\n"));
+    with("CREATE ROLE guest; CREATE ROLE staff; GRANT staff TO ${reader};");
+    project.run(&["up"]).succeeds();
+    assert!(project.run(&["reset"]).succeeds().stderr.contains("serve a clone of the image"));
+    // As somebody does who takes both away.
+    with("CREATE ROLE staff;");
+    project.sql(&format!("drop role guest; revoke staff from {}", project.reader)).await;
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(!reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    let found = format!(
+        "select count(*) from pg_roles where rolname = 'guest' or pg_has_role('{}', 'staff', 'member')",
+        project.reader
+    );
+    assert_eq!(project.text(&found).await, "0");
+    assert!(project.run(&["reset"]).succeeds().stderr.contains("serve a clone of the image"));
+    assert_eq!(project.text(&found).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

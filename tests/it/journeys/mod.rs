@@ -13,6 +13,7 @@ mod daemon_disks;
 mod daemon_restarts;
 mod disk_full;
 mod engines;
+mod image_beside;
 mod image_faults;
 mod image_interrupts;
 mod image_kills;

@@ -238,6 +238,13 @@ async fn what_looks_like_a_secret_is_refused_by_its_name() {
              END IF; END $$;",
             "what looks like a secret in the options of the foreign data wrapper `beside`",
         ),
+        // It is in the database already when its objects are granted on.
+        (
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'late') THEN
+               CREATE ROLE late PASSWORD 'a word'; GRANT SELECT ON TABLE shop.item TO late;
+             END IF; END $$;",
+            "the password of `late`, which a script has set,",
+        ),
     ] {
         maker.sandbox.write("users/accounts.sql", format!("{accounts}{statement}\n"));
         let run = maker.run(&["snapshot", "image", "latest"]).exits(12);
@@ -247,6 +254,78 @@ async fn what_looks_like_a_secret_is_refused_by_its_name() {
     let plain = "ALTER ROLE ${reader} SET password_encryption = 'scram-sha-256';\n";
     maker.sandbox.write("users/accounts.sql", format!("{accounts}{plain}"));
     make(&maker);
+}
+
+/// A block that makes a role where there is none does nothing where the role has come with an image.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_a_block_has_given_is_there_with_an_image_as_well() {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let project = newcomer(&maker, &native(), "always");
+    let role = unique("guest");
+    for project in [&maker, &project] {
+        let accounts = project.sandbox.read("users/accounts.sql");
+        let block = format!(
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
+               CREATE ROLE \"{role}\" LOGIN PASSWORD 'guest word';
+             END IF; END $$;
+             GRANT SELECT ON shop.item TO \"{role}\"; GRANT USAGE ON SCHEMA shop TO \"{role}\";"
+        );
+        project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
+    }
+    make(&maker);
+    took(&project.run(&["up"]).succeeds());
+    let guest = project.live().with_user(&role, Some("guest word".into()));
+    assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+    // The local image, or the template, has it as well.
+    project.run(&["reset"]).succeeds();
+    assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+}
+
+/// What only fails once the image is served, leaves what it was to replace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_fails_behind_an_image_serves_the_old_database_again() {
+    let mut engines = vec![native()];
+    if docker_is_here() {
+        engines.push("kind = \"docker\"\n".to_owned());
+    }
+    let stop = tempfile::tempdir().expect("a folder");
+    shell(&format!("chmod 755 {}", stop.path().display()));
+    let file = stop.path().join("stop");
+    // In Docker no file is seen, but only data in the pool lies there.
+    let block = format!(
+        "DO $$ BEGIN
+           IF current_setting('data_directory') LIKE '/seedbed/%'
+              OR (pg_stat_file('{}', true)).size IS NOT NULL THEN RAISE EXCEPTION 'not here'; END IF;
+           GRANT SELECT ON TABLE shop.item TO ${{reader}};
+         END $$;",
+        file.display()
+    );
+    for engine in engines {
+        let mut maker = Project::on_its_own(&engine).with_snapshot().await;
+        images_on(&mut maker, "never");
+        let mut project = newcomer(&maker, &engine, "never");
+        for project in [&maker, &project] {
+            let accounts = project.sandbox.read("users/accounts.sql");
+            project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
+        }
+        project.sandbox.set("SEEDBED_IMAGES_POOL", &unique("seedbed-test-pool"));
+        make(&maker);
+        project.run(&["up", "--set", "images.kind=template"]).succeeds();
+        use_it(&project).await;
+        let used = project.contents().await;
+        let url = project.run(&["url"]).succeeds().stdout;
+        fs_err::write(&file, "").expect("it can be written");
+        images_on(&mut project, "always");
+        let reset = project.run(&["reset"]).exits(5);
+        took(&reset);
+        assert!(reset.stderr.contains("not here"), "{}", reset.stderr);
+        assert_eq!(project.contents().await, used);
+        assert_eq!(project.run(&["url"]).succeeds().stdout, url);
+        // The one that failed is not kept.
+        project.run(&["undo-reset"]).exits(4);
+        fs_err::remove_file(&file).expect("it is there");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -272,13 +272,14 @@ case "$act" in
     mv -T "$part" "$image"
     rm -rf "$frozen"/.gone.*
     ;;
-  # adopt GENERATION FOLDER ABOUT: data from elsewhere becomes the environment's.
+  # adopt GENERATION FOLDER ABOUT [KILOBYTES]: data from elsewhere becomes the environment's, where so much more
+  # has room.
   adopt)
     in_pool
     lock_env
     chmod 711 "$root" "$root/envs" "$env"
     stopped_cleanly "$2"
-    room "$(($(du -sk "$2" | cut -f 1) + spare))"
+    room "$(($(du -sk "$2" | cut -f 1) + ${4:-0} + spare))"
     rm -rf "$env/$1" "$env"/*.part
     trap 'rm -rf "$env"/*.part' EXIT
     cp -a "$2" "$env/$1.part"
@@ -400,7 +401,9 @@ case "$act" in
     done
     rm -rf "$frozen"/.gone.*
     ;;
-  # leave: removes the environment. Prints whether it was there, and how many others there are.
+  # leave PROJECT: removes the environment, and with the last one of its project the images of that, but for
+  # those that others' data came from. PROJECT is a JSON string. Prints whether it was there, and how many others
+  # there are.
   leave)
     was=no
     if [ -d "$env" ]; then
@@ -410,6 +413,15 @@ case "$act" in
     fi
     # Of an image that it was taking.
     rm -rf "$root/images"/.*."${env##*/}" "$root/images/.gone.${env##*/}".*
+    if [ -d "$frozen" ] && ! grep -qsF "\"project\":$1," "$root/envs"/*/about.json; then
+      lock_images -x
+      for found in $(grep -lsF "\"project\":$1," "$frozen"/*/image.json); do
+        image=${found%/image.json}
+        grep -qsxF "${image##*/}" "$root/envs"/*/current/seedbed.from \
+          || mv -T "$image" "$frozen/.gone.${image##*/}.$$"
+      done
+      rm -rf "$frozen"/.gone.*
+    fi
     set -- "$root/envs"/*
     [ -e "$1" ] || shift
     echo "$was $#"
