@@ -840,7 +840,11 @@ pub(crate) async fn renew(session: &Session, name: &str, made_by: MadeBy) -> Res
     let Some(marker) = find(session, name).await?.and_then(|found| found.marker) else {
         return Ok(());
     };
-    set_marker(session, name, &marker.cloned(marker.kind, made_by)).await
+    let bytes = size_of(session, name).await;
+    let failed = |error| Error::Sql { what: "measure", database: name.to_owned(), error };
+    let bytes = bytes.map_err(failed)?;
+    let marker = Marker { bytes: Some(bytes), ..marker.cloned(marker.kind, made_by) };
+    set_marker(session, name, &marker).await
 }
 
 /// Bytes of a database.

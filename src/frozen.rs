@@ -12,11 +12,13 @@ use crate::error::{Error, Exit};
 use crate::fingerprint::{base, fingerprint};
 use crate::image;
 use crate::migrate;
+use crate::pg::names::DatabaseName;
 use crate::published::{self, Arrival};
 use crate::scratch_server::{self, Home, Purpose};
 use crate::site::{self, Site};
 use crate::source::{Source, Wish};
-use crate::{template, users};
+use crate::template;
+use crate::users::{self, Verifier};
 
 /// The step in which an image of this machine is served.
 const CLONE: &str = "serve a clone of the image";
@@ -175,6 +177,40 @@ pub(crate) async fn freeze_image(
     }
 }
 
+/// Serves what was replaced again, which is kept.
+pub(crate) async fn go_back(ctx: &Context, site: &mut Site) {
+    let back = async {
+        let server = site.engine.undo_replace(ctx).await?;
+        site.move_to(ctx, server).await
+    };
+    match back.await {
+        Ok(()) => forget_kept(ctx, site).await,
+        Err(error) => {
+            let what = "what was replaced is not served again, `seedbed undo-reset` brings it back";
+            ctx.report.warn(format!("{what}: {error}"));
+        }
+    }
+}
+
+/// What the blocks of users files do beside what their text says, as on each `up`.
+pub(crate) async fn grant(ctx: &Context, site: &Site) -> Result<(), Error> {
+    let names = DatabaseName::live(&ctx.config.database.name);
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
+    Ok(())
+}
+
+/// The passwords of the server's roles: some the users files give only where they make a role.
+async fn verifiers(site: &Site) -> Result<Vec<Verifier>, Error> {
+    let found = users::verifiers(&site.session).await;
+    found.map_err(|error| Error::Database { what: "look at passwords".to_owned(), error })
+}
+
+async fn give_back(site: &Site, verifiers: &[Verifier]) -> Result<(), Error> {
+    let given = users::give_back(&site.session, verifiers).await;
+    given.map_err(|error| Error::Database { what: "take passwords along".to_owned(), error })
+}
+
 /// The server's data replaced by a clone of the image that the same build left behind, if there is one
 /// and nothing but this database is replaced with it.
 pub(crate) async fn from_image(
@@ -203,8 +239,12 @@ pub(crate) async fn from_image(
         return Ok(None);
     }
     let sessions = site::sessions(&site.session, &name).await?;
+    let verifiers = verifiers(site).await?;
+    // What is replaced stays until all is done that may fail.
+    let replaces = facts.received && database::find(&site.session, &name).await?.is_some();
+    let keep = if replaces { Keep::Yes } else { wish.keep };
     let step = ctx.report.step(CLONE);
-    let replace = async || site.engine.replace(ctx, &fingerprint, wish.keep).await;
+    let replace = async || site.engine.replace(ctx, &fingerprint, keep).await;
     let replaced =
         image::once_there_is_room(ctx, &site.engine, &site.session, &fingerprint, replace).await;
     let server = match replaced {
@@ -234,8 +274,22 @@ pub(crate) async fn from_image(
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
-    site.move_to(ctx, server).await?;
-    database::renew(&site.session, &name, MadeBy::Image).await?;
+    let complete = async {
+        site.move_to(ctx, server).await?;
+        give_back(site, &verifiers).await?;
+        database::renew(&site.session, &name, MadeBy::Image).await?;
+        if facts.received { grant(ctx, site).await } else { Ok(()) }
+    };
+    if let Err(error) = complete.await {
+        drop(step);
+        if replaces {
+            go_back(ctx, site).await;
+        }
+        return Err(error);
+    }
+    if keep != wish.keep {
+        forget_kept(ctx, site).await;
+    }
     step.done(fingerprint);
     Ok(Some(Live { schema_version: facts.schema_version, origin: facts.origin }))
 }
@@ -312,31 +366,26 @@ pub(crate) async fn image_beside(
         // Where it lies elsewhere nothing keeps the image when the second server goes.
         || site.engine.moves_to_freeze(ctx)?
         || image::size_of(&site.session, name).await? < ctx.config.images.min_size.saturating_mul(BESIDE)
-        || image::shared_with(&site.session, name, None, "").await?.is_some()
     {
         return Ok(None);
     }
-    if nearest_image(ctx, site, source, wish).await?.is_none() {
+    let Some(nearest) = nearest_image(ctx, site, source, wish).await? else { return Ok(None) };
+    // It would not be served in the end.
+    let shared = image::shared_with(&site.session, name, Some(&nearest.found.roles), "").await?;
+    if let Some(other) = shared {
+        ctx.report.note(format!("an image is not gone on from: it would replace {other} as well"));
         return Ok(None);
     }
-    let mut config = (*ctx.config).clone();
-    config.engine.kind = match site.server.kind {
-        ServerKind::Docker => EngineKind::Docker,
-        ServerKind::Native => EngineKind::Native,
-        ServerKind::Embedded => EngineKind::Embedded,
-        ServerKind::External => return Ok(None),
-    };
-    let ctx = &Context { config: std::sync::Arc::new(config), ..ctx.clone() };
+    let ctx = &with_engine_of(ctx, site)?;
     let purpose = Purpose { home: Home::Beside, verb: "reset", major: 0 };
     let files = site::read_files(ctx)?;
+    let wish = &Wish { keep: Keep::No, ..wish.clone() };
     let work = async |ctx: &Context, engine: &Engine, server: &Server| {
         let session = connect::session(&server.admin).await?;
         let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files);
-        site::make_roles(ctx, &site).await?;
         let built = from_nearest_image(ctx, &mut site, source, wish).await?;
         let Some(built) = built else { return Ok(None) };
-        let alone = Wish { keep: Keep::No, ..wish.clone() };
-        let (built, frozen) = freeze_or_give_up(ctx, &site, built, &alone).await?;
+        let (built, frozen) = freeze_or_give_up(ctx, &site, built, wish).await?;
         let Built { scratch, migrated, schema_version } = built;
         let Frozen::Later(inside) = frozen else { return Ok(None) };
         database::swap_in(ctx, scratch, Keep::No).await?;
@@ -351,6 +400,23 @@ pub(crate) async fn image_beside(
         }
         migrated => migrated,
     }
+}
+
+/// The configuration by which a second server is what the environment's is, whatever else is here.
+fn with_engine_of(ctx: &Context, site: &Site) -> Result<Context, Error> {
+    let mut config = (*ctx.config).clone();
+    config.engine.kind = match site.server.kind {
+        ServerKind::Docker => EngineKind::Docker,
+        ServerKind::Native => EngineKind::Native,
+        ServerKind::Embedded => EngineKind::Embedded,
+        ServerKind::External => EngineKind::External,
+    };
+    if let Some(native) = engine::state::read(ctx)?.native {
+        config.engine.bin_dir = Some(native.bin_dir);
+    }
+    // What is frozen has it: another one would have to be set at each reset.
+    config.engine.superuser_password.clone_from(&site.server.admin.password);
+    Ok(Context { config: std::sync::Arc::new(config), ..ctx.clone() })
 }
 
 /// A database is so many times as large as the smallest that is frozen as an image before a second server is
@@ -408,6 +474,7 @@ pub(crate) async fn serve(
         return Ok(false);
     }
     let ended = site::sessions(&site.session, &name).await?;
+    let verifiers = verifiers(site).await?;
     let step = ctx.report.step(step);
     let replace = async || site.engine.replace(ctx, image, keep).await;
     let replaced =
@@ -415,7 +482,18 @@ pub(crate) async fn serve(
     match replaced {
         Ok(server) => {
             database::note_ended(ctx, ended, &name);
-            site.move_to_closed(&ctx.uninterrupted(), server).await?;
+            let ctx = &ctx.uninterrupted();
+            let moved = async {
+                site.move_to_closed(ctx, server).await?;
+                give_back(site, &verifiers).await
+            };
+            if let Err(error) = moved.await {
+                drop(step);
+                if keep == Keep::Yes {
+                    go_back(ctx, site).await;
+                }
+                return Err(error);
+            }
             step.done(detail);
             Ok(true)
         }
@@ -447,7 +525,7 @@ pub(crate) async fn migrate_out_of_sight(
 ///
 /// # Errors
 /// What happened to the server.
-pub(crate) async fn settle_first(
+pub(crate) async fn move_in_first(
     ctx: &Context,
     site: &mut Site,
     source: &Source,
@@ -469,8 +547,8 @@ pub(crate) async fn settle_first(
         // It is said when there is something to freeze.
         Err(_) => return Ok(()),
     }
-    // A database takes some two thirds more than its rows as text, and what scripts change comes to it.
-    let server = match site.engine.settle(ctx, bytes.saturating_mul(2)).await {
+    // With indexes, and what scripts change and the log of changes take. Elsewhere there is the whole disk.
+    let server = match site.engine.move_in(ctx, bytes.saturating_mul(3)).await {
         Ok(server) => server,
         Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
         Err(error) => {

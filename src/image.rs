@@ -40,6 +40,10 @@ pub struct Facts {
     pub base: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub applied: Vec<Applied>,
+    /// It came from the store: what the blocks of users files do beside what their text says was done on
+    /// the machine that made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub received: bool,
     /// What its data is bound to.
     pub platform: Platform,
     pub made_at: jiff::Timestamp,
@@ -241,6 +245,7 @@ pub(crate) async fn freeze(
         origin: marker.origin,
         schema_version,
         applied: inside.applied,
+        received: false,
         platform: inside.platform,
         base: marker.base,
         made_at: jiff::Timestamp::now(),
@@ -576,6 +581,7 @@ mod tests {
                 schema_version: None,
                 base: None,
                 applied: Vec::new(),
+                received: false,
                 platform: Platform::default(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },

@@ -528,7 +528,7 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
         None => frozen::arrive(ctx, site, &source, &wish).await?,
     };
     if let Arrival::None = arrival {
-        frozen::settle_first(ctx, site, &source, &wish).await?;
+        frozen::move_in_first(ctx, site, &source, &wish).await?;
     }
     let site_now = &*site;
     let (built, frozen) = match arrival {

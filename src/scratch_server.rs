@@ -142,7 +142,7 @@ pub(crate) async fn sweep_of(ctx: &Context, home: Home) -> Result<(), crate::err
         Err(lock::Error::Project { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    if let Some(engine) = engine::chosen_before(ctx).await? {
+    for engine in engine::all_before(ctx).await? {
         let stopped = engine.stop(ctx, Volumes::Remove).await?;
         if let Some(server) = stopped.server {
             ctx.report.note(format!("{server}, left over from a run that was cut off, is gone"));

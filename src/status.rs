@@ -50,6 +50,9 @@ pub struct DatabaseStatus {
     pub made_at: Option<String>,
     /// Built, or a clone of a template or of an image.
     pub made_by: Option<MadeBy>,
+    /// The image that it was cloned from, as `images list` names it; it may be gone by now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// When the contents of what it was cloned from were built.
     pub built_at: Option<String>,
     /// How much it has grown since it became live; negative where it has shrunk.
@@ -136,6 +139,9 @@ pub async fn status(ctx: &Context) -> Result<Status, Error> {
             origin: marker.and_then(|marker| marker.origin.clone()),
             made_at: marker.map(|marker| marker.made_at.clone()),
             made_by: marker.and_then(|marker| marker.made_by),
+            image: marker
+                .filter(|marker| marker.made_by == Some(MadeBy::Image))
+                .and_then(|marker| marker.fingerprint.clone()),
             built_at: marker.and_then(|marker| marker.built_at.clone()),
             grown_bytes: bytes.map(|bytes| size_bytes - bytes),
             lent,

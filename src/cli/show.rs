@@ -143,6 +143,9 @@ fn made(database: &DatabaseStatus) -> String {
         if let Some(built_at) = &database.built_at {
             text.push_str(&format!(" built {}", when(built_at)));
         }
+        if let Some(name) = &database.image {
+            text.push_str(&format!(", {name}"));
+        }
     }
     text.push('\n');
     text.push_str(&match database.grown_bytes {

@@ -310,9 +310,9 @@ impl Engine {
     ///
     /// # Errors
     /// Why not.
-    pub async fn settle(&self, ctx: &Context, bytes: u64) -> Result<Server, Error> {
+    pub async fn move_in(&self, ctx: &Context, bytes: u64) -> Result<Server, Error> {
         match self {
-            Self::Docker(engine) => engine.settle_in(ctx, bytes).await,
+            Self::Docker(engine) => engine.move_in_alone(ctx, bytes).await,
             Self::Native(_) | Self::Embedded(_) | Self::External(_) => self.ensure(ctx).await,
         }
     }

@@ -18,7 +18,6 @@ use crate::error;
 use crate::fingerprint::{self, PublishedKeys};
 use crate::frozen::{self, Live, Serving};
 use crate::image;
-use crate::pg::names::DatabaseName;
 use crate::pg::{self, Session, quote};
 use crate::platform::{self, Platform};
 use crate::report::format;
@@ -27,7 +26,6 @@ use crate::snapshot::manifest::Manifest;
 use crate::source::{self, Source, Wish};
 use crate::store::{Store, cache::Cache};
 use crate::template;
-use crate::users::{self, Verifier};
 
 /// What became of it.
 pub(crate) enum Arrival {
@@ -87,7 +85,14 @@ pub(crate) async fn arrive(
         Fit::Exact => fingerprint::fingerprint(ctx, site, source, wish)?,
         Fit::Nearest => engine::passing_image(ctx),
     };
-    let facts = facts_of(ctx, site.server.version_num, &found, &name, manifest);
+    let facts = image::Facts {
+        // Others go on from it as from one that was built here.
+        base: match fit {
+            Fit::Exact => fingerprint::base(ctx, site, source, wish)?,
+            Fit::Nearest => None,
+        },
+        ..facts_of(ctx, site.server.version_num, &found, &name, manifest)
+    };
     let pieces = Pieces::new(ctx, store, &found);
     let step = ctx.report.step("fetch and unpack the published image");
     let facts = serde_json::to_string(&facts).expect("a struct of strings serializes");
@@ -139,7 +144,8 @@ fn facts_of(
         origin: Some(source::origin_of(manifest)),
         schema_version: found.schema_version.clone(),
         base: None,
-        applied: Vec::new(),
+        applied: found.applied.clone(),
+        received: true,
         platform: found.platform.clone(),
         made_at: jiff::Timestamp::now(),
     }
@@ -348,20 +354,17 @@ async fn serve(
     // What is replaced stays until the new one is whole.
     let replaces = database::find(&site.session, &database).await?.is_some();
     let keep = if replaces { Keep::Yes } else { wish.keep };
-    let Some(verifiers) = replace(ctx, site, keep, found, name).await? else {
+    if !replace(ctx, site, keep, found, name).await? {
         return Ok(Arrival::None);
-    };
+    }
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
-    let complete = async {
-        give_back(site, &verifiers).await?;
-        complete(ctx, site, source, wish, (found, place), name).await
-    };
-    if let Err(error) = complete.await {
-        if replaces && let Err(second) = go_back(ctx, site).await {
-            let what = "what was replaced is not served again, `seedbed undo-reset` brings it back";
-            ctx.report.warn(format!("{what}: {second}"));
+    if let Err(error) = complete(ctx, site, source, wish, (found, place), name).await {
+        if replaces {
+            frozen::go_back(ctx, site).await;
         }
+        // The next reset would fail on it as well.
+        site.engine.drop_images(ctx, &[name]).await?;
         return Err(error);
     }
     if replaces && wish.keep == Keep::No {
@@ -375,20 +378,6 @@ async fn serve(
         Source::Files(_) | Source::Nothing => None,
     };
     Ok(Arrival::Live(Live { schema_version: found.schema_version.clone(), origin }))
-}
-
-/// Serves what was replaced again, which is kept.
-async fn go_back(ctx: &Context, site: &mut Site) -> Result<(), error::Error> {
-    let server = site.engine.undo_replace(ctx).await?;
-    site.move_to(ctx, server).await?;
-    frozen::forget_kept(ctx, site).await;
-    Ok(())
-}
-
-/// Passwords that the users files give only where a role is made.
-async fn give_back(site: &Site, verifiers: &[Verifier]) -> Result<(), error::Error> {
-    let given = users::give_back(&site.session, verifiers).await;
-    given.map_err(|error| error::Error::Database { what: "take passwords along".to_owned(), error })
 }
 
 /// Brings what is served to what a build gives, and opens it.
@@ -416,11 +405,7 @@ async fn complete(
     }
     let opened = database::allow_connections(&site.session, &database, "true").await;
     opened.map_err(|error| error::Error::Database { what: format!("open `{database}`"), error })?;
-    // What a file's block does beside what its text says, as on each `up`.
-    let names = DatabaseName::live(&database);
-    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
-    users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-    Ok(())
+    frozen::grant(ctx, site).await
 }
 
 /// Removes images of this machine that are old or too much by now.
@@ -456,10 +441,9 @@ async fn migrate(
     (found, fit): (&Image, Fit),
     name: &str,
 ) -> Result<Arrival, error::Error> {
-    let Some(verifiers) = replace(ctx, site, wish.keep, found, name).await? else {
+    if !replace(ctx, site, wish.keep, found, name).await? {
         return Ok(Arrival::None);
-    };
-    give_back(site, &verifiers).await?;
+    }
     if fit == Fit::Nearest {
         // Nobody can come back to it: it is no build of this checkout.
         site.engine.drop_images(ctx, &[name]).await?;
@@ -470,16 +454,14 @@ async fn migrate(
     Ok(Arrival::Migrated(Box::new(built)))
 }
 
-/// Gives back what passwords there were. `None`: it could not be served, which was said, and the old data is.
+/// `false`: it could not be served, which was said, and the old data is.
 async fn replace(
     ctx: &Context,
     site: &mut Site,
     keep: Keep,
     found: &Image,
     name: &str,
-) -> Result<Option<Vec<Verifier>>, error::Error> {
-    let failed = |error| error::Error::Database { what: "look at passwords".to_owned(), error };
-    let verifiers = users::verifiers(&site.session).await.map_err(failed)?;
+) -> Result<bool, error::Error> {
     let serving = Serving {
         image: name,
         roles: &found.roles,
@@ -488,9 +470,9 @@ async fn replace(
         refused: &format!("loading rows, the published image {}", found.id),
     };
     if frozen::serve(ctx, site, keep, serving).await? {
-        return Ok(Some(verifiers));
+        return Ok(true);
     }
     // Nor is it to be tried by the next reset.
     site.engine.drop_images(ctx, &[name]).await?;
-    Ok(None)
+    Ok(false)
 }

@@ -48,7 +48,7 @@ impl DockerEngine {
     }
 
     /// Moves the environment into the pool, where `bytes` more than its data have room.
-    pub(in crate::engine) async fn settle_in(
+    pub(in crate::engine) async fn move_in_alone(
         &self,
         ctx: &Context,
         bytes: u64,

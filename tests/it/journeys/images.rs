@@ -80,6 +80,19 @@ async fn resets_from_an_image(project: &Project) {
     assert_eq!(project.contents().await, clean);
     assert_eq!(project.run(&["url"]).succeeds().stdout, url);
     assert_eq!(project.text("show work_mem").await, "7MB", "settings of the server stay");
+    let listed = project.run(&["images", "list", "--json"]).succeeds().json();
+    let image = listed["result"][0]["name"].as_str().expect("a name").to_owned();
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(
+        status.contains(", a clone of the image built 2") && status.contains(&image),
+        "{status}"
+    );
+    project
+        .sql("create table shop.more as select repeat('x', 200) from generate_series(1, 9999)")
+        .await;
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains("grown        by 2."), "{status}");
+    project.sql("drop table shop.more").await;
     project.run(&["users", "check"]).succeeds();
 
     // The clone is a database like any other: it migrates, and can be replaced again.

@@ -261,9 +261,15 @@ async fn what_looks_like_a_secret_is_refused_by_its_name() {
 async fn a_password_that_a_block_has_given_is_there_with_an_image_as_well() {
     let mut maker = Project::native().with_snapshot().await;
     images_on(&mut maker, "never");
-    let project = newcomer(&maker, &native(), "always");
+    let mut projects = vec![newcomer(&maker, &native(), "always")];
+    // Where copies share blocks the image stays, and the next reset is its clone.
+    if let Some(mut project) = native_with_reflinks().await {
+        images_on(&mut project, "always");
+        project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+        projects.push(project);
+    }
     let role = unique("guest");
-    for project in [&maker, &project] {
+    for project in projects.iter().chain([&maker]) {
         let accounts = project.sandbox.read("users/accounts.sql");
         let block = format!(
             "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
@@ -274,12 +280,17 @@ async fn a_password_that_a_block_has_given_is_there_with_an_image_as_well() {
         project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
     }
     make(&maker);
-    took(&project.run(&["up"]).succeeds());
-    let guest = project.live().with_user(&role, Some("guest word".into()));
-    assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
-    // The local image, or the template, has it as well.
-    project.run(&["reset"]).succeeds();
-    assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+    for project in projects {
+        took(&project.run(&["up"]).succeeds());
+        let guest = project.live().with_user(&role, Some("guest word".into()));
+        assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+        let reset = project.run(&["reset"]).succeeds();
+        assert!(!reset.stderr.contains(TAKEN), "{}", reset.stderr);
+        assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+        project.run(&["up", "--branch", "guests"]).succeeds();
+        let guest = on_branch(&project, "guests").with_user(&role, Some("guest word".into()));
+        assert_eq!(query_text(&guest, "select count(*) from shop.item").await, "5000");
+    }
 }
 
 /// What only fails once the image is served, leaves what it was to replace.
@@ -322,8 +333,10 @@ async fn a_reset_that_fails_behind_an_image_serves_the_old_database_again() {
         assert!(reset.stderr.contains("not here"), "{}", reset.stderr);
         assert_eq!(project.contents().await, used);
         assert_eq!(project.run(&["url"]).succeeds().stdout, url);
-        // The one that failed is not kept.
+        // The one that failed is neither kept nor served by the next reset.
         project.run(&["undo-reset"]).exits(4);
+        project.run(&["reset"]).exits(5);
+        assert_eq!(project.contents().await, used);
         fs_err::remove_file(&file).expect("it is there");
     }
 }
@@ -566,6 +579,29 @@ async fn natively_an_image_is_shared_where_copies_share_blocks() {
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
     assert_eq!(project.contents().await, contents);
+}
+
+/// As from one that was built here.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_fetched_is_gone_on_from_by_a_branch_and_by_a_reset() {
+    let (maker, _) = without_repeatables().await;
+    let Some(mut project) = native_with_reflinks().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    took(&project.run(&["up"]).succeeds());
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let goes_on = |run: &Run| {
+        assert!(run.stderr.contains("from the image of"), "{}", run.stderr);
+        assert!(run.stderr.contains("1 script to go"), "{}", run.stderr);
+        assert!(!run.stderr.contains(TAKEN), "{}", run.stderr);
+        assert!(!run.stderr.contains("restore tables"), "{}", run.stderr);
+    };
+    goes_on(&project.run(&["up", "--branch", "notes"]).succeeds());
+    project.run(&["branch", "delete", "notes", "--yes"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.other (body text);");
+    goes_on(&project.run(&["reset"]).succeeds());
+    assert_eq!(project.text("select count(*) from shop.other").await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,6 +169,8 @@ clone_image() {
   clone "$frozen/$1/data" "$env/$2"
   # Its age counts from here.
   touch "$frozen/$1/image.json"
+  # Of this environment alone, which goes on from it.
+  case "$1" in .passing.*) rm -rf "$frozen/$1" ;; esac
   exec 9>&-
   came_from "$1" "$env/$2"
 }
