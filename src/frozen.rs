@@ -3,18 +3,16 @@
 
 use crate::ancestor;
 use crate::build::{Built, given_up, migrate_clone, or_given_up};
-use crate::config::EngineKind;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, MadeBy, Marker, Origin, Scratch};
-use crate::engine::{self, Engine, Keep, Server, ServerKind};
-use crate::error::{Error, Exit};
+use crate::engine::{self, Keep};
+use crate::error::Error;
 use crate::fingerprint::{base, fingerprint};
 use crate::image;
 use crate::migrate;
 use crate::pg::names::DatabaseName;
 use crate::published::{self, Arrival};
-use crate::scratch_server::{self, Home, Purpose};
 use crate::site::{self, Site};
 use crate::source::{Source, Wish};
 use crate::template;
@@ -296,7 +294,7 @@ pub(crate) async fn from_image(
 
 /// Where there is no database yet, as in a new branch: the server's data replaced by a clone of the image that
 /// this checkout goes on from, and its database brought to where the checkout is before anybody sees it.
-async fn from_nearest_image(
+pub(crate) async fn from_nearest_image(
     ctx: &Context,
     site: &mut Site,
     source: &Source,
@@ -324,7 +322,7 @@ async fn from_nearest_image(
 }
 
 /// The image of this machine that this checkout goes on from.
-async fn nearest_image(
+pub(crate) async fn nearest_image(
     ctx: &Context,
     site: &Site,
     source: &Source,
@@ -346,82 +344,6 @@ async fn nearest_image(
     let here = ancestor::Here::new(ctx, &site.scripts);
     Ok(ancestor::nearest(images, past, &here))
 }
-
-/// Where a database is live that is not replaced before the new one is whole: the image that this checkout goes on
-/// from, served beside it, migrated there and frozen in its turn. Gives back the scripts that ran; the image
-/// is this checkout's then.
-///
-/// # Errors
-/// What is wrong with a script; what happened to the second server is a note.
-pub(crate) async fn image_beside(
-    ctx: &Context,
-    site: &Site,
-    source: &Source,
-    wish: &Wish,
-) -> Result<Option<Vec<migrate::Ran>>, Error> {
-    let name = &ctx.config.database.name;
-    if !ctx.config.images.enabled
-        || !site.server.started_by_us
-        || database::find(&site.session, name).await?.is_none()
-        // Where it lies elsewhere nothing keeps the image when the second server goes.
-        || site.engine.moves_to_freeze(ctx)?
-        || image::size_of(&site.session, name).await? < ctx.config.images.min_size.saturating_mul(BESIDE)
-    {
-        return Ok(None);
-    }
-    let Some(nearest) = nearest_image(ctx, site, source, wish).await? else { return Ok(None) };
-    // It would not be served in the end.
-    let shared = image::shared_with(&site.session, name, Some(&nearest.found.roles), "").await?;
-    if let Some(other) = shared {
-        ctx.report.note(format!("an image is not gone on from: it would replace {other} as well"));
-        return Ok(None);
-    }
-    let ctx = &with_engine_of(ctx, site)?;
-    let purpose = Purpose { home: Home::Beside, verb: "reset", major: 0 };
-    let files = site::read_files(ctx)?;
-    let wish = &Wish { keep: Keep::No, ..wish.clone() };
-    let work = async |ctx: &Context, engine: &Engine, server: &Server| {
-        let session = connect::session(&server.admin).await?;
-        let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files);
-        let built = from_nearest_image(ctx, &mut site, source, wish).await?;
-        let Some(built) = built else { return Ok(None) };
-        let (built, frozen) = freeze_or_give_up(ctx, &site, built, wish).await?;
-        let Built { scratch, migrated, schema_version } = built;
-        let Frozen::Later(inside) = frozen else { return Ok(None) };
-        database::swap_in(ctx, scratch, Keep::No).await?;
-        freeze_image(ctx, &mut site, schema_version, inside).await?;
-        Ok(Some(migrated))
-    };
-    match Box::pin(scratch_server::with(ctx, purpose, work)).await {
-        Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
-        Err(error) if error.exit() == Exit::Server => {
-            ctx.report.note(format!("building anew, an image is not gone on from: {error}"));
-            Ok(None)
-        }
-        migrated => migrated,
-    }
-}
-
-/// The configuration by which a second server is what the environment's is, whatever else is here.
-fn with_engine_of(ctx: &Context, site: &Site) -> Result<Context, Error> {
-    let mut config = (*ctx.config).clone();
-    config.engine.kind = match site.server.kind {
-        ServerKind::Docker => EngineKind::Docker,
-        ServerKind::Native => EngineKind::Native,
-        ServerKind::Embedded => EngineKind::Embedded,
-        ServerKind::External => EngineKind::External,
-    };
-    if let Some(native) = engine::state::read(ctx)?.native {
-        config.engine.bin_dir = Some(native.bin_dir);
-    }
-    // What is frozen has it: another one would have to be set at each reset.
-    config.engine.superuser_password.clone_from(&site.server.admin.password);
-    Ok(Context { config: std::sync::Arc::new(config), ..ctx.clone() })
-}
-
-/// A database is so many times as large as the smallest that is frozen as an image before a second server is
-/// worth its start: the rows of a smaller one are loaded in the same time.
-const BESIDE: u64 = 4;
 
 /// As [`from_nearest_image`], and with what is published: for a database that nobody else is to see.
 pub(crate) async fn from_any_image(

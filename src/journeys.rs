@@ -6,6 +6,7 @@
 use camino::Utf8Path;
 use serde::Serialize;
 
+use crate::beside;
 use crate::build::{Built, build, given_up, run_scripts};
 use crate::connect;
 use crate::context::Context;
@@ -518,7 +519,7 @@ async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Re
     let mut already = frozen::from_image(ctx, site, &source, &wish).await?;
     let mut migrated = Vec::new();
     if already.is_none()
-        && let Some(ran) = frozen::image_beside(ctx, site, &source, &wish).await?
+        && let Some(ran) = beside::bring_forward(ctx, site, &source, &wish).await?
     {
         migrated = ran;
         already = frozen::from_image(ctx, site, &source, &wish).await?;

@@ -328,7 +328,7 @@ async fn way(
         missing: objects.iter().map(|(_, size)| size).sum(),
         plain: manifest.plain_bytes(),
     };
-    let expected = estimate::estimate(image, rows, speed);
+    let expected = estimate::estimate(image, rows, speed, estimate::Pace::of(site.server.kind));
     if expected.image <= expected.rows {
         return Ok(Way::Open(place));
     }

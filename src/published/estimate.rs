@@ -5,20 +5,38 @@
 
 use std::time::Duration;
 
+use crate::engine::ServerKind;
+
 /// Pieces that are fetched at once to see how fast the store is; they are wanted anyhow.
 pub(super) const PROBED: usize = 2;
 
 /// The most stored bytes of one of them: what a slow line carries within [`PROBE_LIMIT`].
 const PROBED_BYTES: u64 = 4_000_000;
 
-/// Plain bytes a second, measured on two cores (docs/benchmarks.md): unpacking, and loading rows with
-/// their indexes.
-const UNPACKED: f64 = 400e6;
+/// Plain bytes a second, measured on two cores (docs/benchmarks.md): loading rows with their indexes.
 const LOADED: f64 = 90e6;
 
-/// What an image costs whatever its size: a stop, a start, a new password, the first connection to its data
-/// (measured).
-const TAKEN: f64 = 3.0;
+/// What taking an image costs, measured on two cores (docs/benchmarks.md).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Plain bytes a second that are unpacked.
+    unpacked: f64,
+    /// Seconds whatever its size: a stop, a start, a new password, the first connection to its data.
+    taken: f64,
+}
+
+impl Pace {
+    const NATIVE: Self = Self { unpacked: 400e6, taken: 3.0 };
+    /// What goes into a container is copied by the daemon, its shim and `tar`; helpers are started.
+    const DOCKER: Self = Self { unpacked: 230e6, taken: 4.0 };
+
+    pub(super) fn of(kind: ServerKind) -> Self {
+        match kind {
+            ServerKind::Docker => Self::DOCKER,
+            ServerKind::Native | ServerKind::Embedded | ServerKind::External => Self::NATIVE,
+        }
+    }
+}
 
 /// A store from which less than [`PROBED`] pieces have come by then is slow, however slow it is.
 pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(3);
@@ -54,14 +72,17 @@ pub(super) struct Estimate {
 
 /// `None`: nothing has to be fetched.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-pub(super) fn estimate(image: Work, rows: Work, speed: Option<Speed>) -> Estimate {
+pub(super) fn estimate(image: Work, rows: Work, speed: Option<Speed>, pace: Pace) -> Estimate {
     let rate = speed
         .map_or(f64::INFINITY, |speed| speed.bytes as f64 / speed.took.as_secs_f64().max(1e-6));
     // Fetching goes on beside the work.
     let seconds =
         |work: Work, done: f64| (work.missing as f64 / rate).max(work.plain as f64 / done);
     let time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-    Estimate { image: time(TAKEN + seconds(image, UNPACKED)), rows: time(seconds(rows, LOADED)) }
+    Estimate {
+        image: time(pace.taken + seconds(image, pace.unpacked)),
+        rows: time(seconds(rows, LOADED)),
+    }
 }
 
 /// What is fetched of pieces with these stored bytes to see how fast the store is, as indices: of the
@@ -78,10 +99,10 @@ pub(super) fn probed(sizes: &[u64]) -> Vec<usize> {
 mod tests {
     use std::time::Duration;
 
-    use super::{Estimate, PROBE_LIMIT, Speed, Work, estimate, probed};
+    use super::{Estimate, PROBE_LIMIT, Pace, Speed, Work, estimate, probed};
 
     fn image_is_faster(image: Work, rows: Work, speed: Option<Speed>) -> bool {
-        let Estimate { image, rows } = estimate(image, rows, speed);
+        let Estimate { image, rows } = estimate(image, rows, speed, Pace::NATIVE);
         image <= rows
     }
 
@@ -111,6 +132,16 @@ mod tests {
         let of = |plain| Work { missing: 0, plain };
         assert!(!image_is_faster(of(80_000_000), of(250_000_000), None));
         assert!(image_is_faster(of(80_000_000), of(300_000_000), None));
+    }
+
+    #[test]
+    fn in_docker_it_takes_more_rows_until_an_image_is_faster() {
+        let work = Work { missing: 0, plain: 500_000_000 };
+        let is_faster = |pace| {
+            let Estimate { image, rows } = estimate(work, work, None, pace);
+            image <= rows
+        };
+        assert!(is_faster(Pace::NATIVE) && !is_faster(Pace::DOCKER));
     }
 
     #[test]

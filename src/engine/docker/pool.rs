@@ -41,10 +41,13 @@ const ATTACH: &str = include_str!("pool/attach.sh");
 const SUPERVISE: &str = include_str!("pool/supervise.sh");
 
 /// Empty file systems by their size in GiB, made by `scripts/pool-image`.
-const GEOMETRIES: [(u64, &[u8]); 4] = [
+const GEOMETRIES: [(u64, &[u8]); 7] = [
     (1024, include_bytes!("pool/1024g.zst")),
+    (512, include_bytes!("pool/512g.zst")),
     (256, include_bytes!("pool/256g.zst")),
+    (128, include_bytes!("pool/128g.zst")),
     (64, include_bytes!("pool/64g.zst")),
+    (32, include_bytes!("pool/32g.zst")),
     (16, include_bytes!("pool/16g.zst")),
 ];
 

@@ -206,6 +206,33 @@ async fn killed_at_calls_of_a_pull(
     }
 }
 
+/// The document is put when the scratch server has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_at_any_call_of_publishing_leaves_no_image_and_the_next_run_makes_one() {
+    let Some((mut project, _)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_IMAGES_PUBLISHED", "always");
+    let make = ["snapshot", "image", "latest"];
+    let path = project.sandbox.project().to_owned();
+    let documents =
+        || shell(&format!("find {path}/seed/snapshots/images -name '*.json' 2>/dev/null | wc -l"));
+    let label = format!("--filter label=seedbed.path={path}/.seedbed/image");
+    let mut count = 0;
+    for stop in (1..).step_by(if harness::full() { 1 } else { 12 }) {
+        let before = documents();
+        let Some(seen) = kill(&project, &make, stop) else { break };
+        let at = format!("call {stop}: {}", seen.last().map_or("", String::as_str));
+        harness::say(&format!("killed at {at}"));
+        assert_eq!(documents(), before, "killed at {at}");
+        project.run(&make).succeeds();
+        let left = shell(&format!("docker ps -aq {label}; docker volume ls -q {label}"));
+        assert_eq!(left, "", "killed at {at}");
+        count += 1;
+    }
+    assert!(count >= 1, "making an image makes calls");
+    took(&project.run(&["up"]).succeeds());
+    assert_eq!(project.text("select count(*) from shop.item").await, "5000");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn native_killed_at_any_step_of_publishing_or_taking_an_image_leaves_one_or_none() {
     if !harness::require("strace", strace::is_here()) {
