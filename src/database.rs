@@ -832,18 +832,28 @@ pub(crate) async fn set_marker(
     })
 }
 
-/// Notes how a live database came to be just now.
+/// Notes how a live database came to be just now; `of`: the fingerprint and the base of what it is a clone of, where
+/// they may be other ones than those of the machine that made it.
 ///
 /// # Errors
 /// What the server said.
-pub(crate) async fn renew(session: &Session, name: &str, made_by: MadeBy) -> Result<(), Error> {
+pub(crate) async fn renew(
+    session: &Session,
+    name: &str,
+    made_by: MadeBy,
+    of: Option<(&str, Option<&str>)>,
+) -> Result<(), Error> {
     let Some(marker) = find(session, name).await?.and_then(|found| found.marker) else {
         return Ok(());
     };
     let bytes = size_of(session, name).await;
     let failed = |error| Error::Sql { what: "measure", database: name.to_owned(), error };
     let bytes = bytes.map_err(failed)?;
-    let marker = Marker { bytes: Some(bytes), ..marker.cloned(marker.kind, made_by) };
+    let mut marker = Marker { bytes: Some(bytes), ..marker.cloned(marker.kind, made_by) };
+    if let Some((fingerprint, base)) = of {
+        marker.fingerprint = Some(fingerprint.to_owned());
+        marker.base = base.map(str::to_owned);
+    }
     set_marker(session, name, &marker).await
 }
 

@@ -175,18 +175,29 @@ pub(crate) async fn freeze_image(
     }
 }
 
-/// Serves what was replaced again, which is kept.
+/// Serves what was replaced again.
 pub(crate) async fn go_back(ctx: &Context, site: &mut Site) {
-    let back = async {
-        let server = site.engine.undo_replace(ctx).await?;
-        site.move_to(ctx, server).await
-    };
-    match back.await {
-        Ok(()) => forget_kept(ctx, site).await,
-        Err(error) => {
-            let what = "what was replaced is not served again, `seedbed undo-reset` brings it back";
-            ctx.report.warn(format!("{what}: {error}"));
+    let warn = |what: &str, error: Error| ctx.report.warn(format!("{what}: {error}"));
+    match site.engine.revert(ctx).await {
+        Ok(server) => {
+            if let Err(error) = site.move_to(ctx, server).await {
+                warn(
+                    "the old database is served again, and closed until the next `seedbed up`",
+                    error,
+                );
+            }
         }
+        Err(error) => {
+            let what = "the old database is not served again, `seedbed undo-reset` brings it back";
+            warn(what, error.into());
+        }
+    }
+}
+
+/// Decides about what was replaced, once the new one is whole.
+pub(crate) async fn settle(ctx: &Context, site: &Site, keep: Keep) {
+    if let Err(error) = site.engine.settle(ctx, keep).await {
+        ctx.report.warn(format!("what was replaced stays on the disk: {error}"));
     }
 }
 
@@ -239,8 +250,8 @@ pub(crate) async fn from_image(
     let sessions = site::sessions(&site.session, &name).await?;
     let verifiers = verifiers(site).await?;
     // What is replaced stays until all is done that may fail.
-    let replaces = facts.received && database::find(&site.session, &name).await?.is_some();
-    let keep = if replaces { Keep::Yes } else { wish.keep };
+    let is_held = facts.received && database::find(&site.session, &name).await?.is_some();
+    let keep = (!is_held).then_some(wish.keep);
     let step = ctx.report.step(CLONE);
     let replace = async || site.engine.replace(ctx, &fingerprint, keep).await;
     let replaced =
@@ -260,10 +271,11 @@ pub(crate) async fn from_image(
         Err(error) => {
             drop(step);
             // Another environment of the project may have removed it a moment ago.
-            if image::find(ctx, &site.engine, &fingerprint).await?.is_some() {
+            let is_there = image::find(ctx, &site.engine, &fingerprint).await?.is_some();
+            if is_there && !(is_held && matches!(error, engine::Error::NoSpace { .. })) {
                 return Err(error.into());
             }
-            ctx.report.note(format!("building anew, the image is gone: {error}"));
+            ctx.report.note(format!("building anew, the image is not served: {error}"));
             let server = site.engine.ensure(ctx).await?;
             site.move_to(ctx, server).await?;
             return Ok(None);
@@ -273,20 +285,22 @@ pub(crate) async fn from_image(
     let ctx = &ctx.uninterrupted();
     database::note_ended(ctx, sessions, &name);
     let complete = async {
-        site.move_to(ctx, server).await?;
+        site.move_to_closed(ctx, server).await?;
         give_back(site, &verifiers).await?;
-        database::renew(&site.session, &name, MadeBy::Image).await?;
+        let of = Some((fingerprint.as_str(), facts.base.as_deref()));
+        database::renew(&site.session, &name, MadeBy::Image, of).await?;
+        database::let_in(&site.session, &name).await?;
         if facts.received { grant(ctx, site).await } else { Ok(()) }
     };
     if let Err(error) = complete.await {
         drop(step);
-        if replaces {
+        if is_held {
             go_back(ctx, site).await;
         }
         return Err(error);
     }
-    if keep != wish.keep {
-        forget_kept(ctx, site).await;
+    if is_held {
+        settle(ctx, site, wish.keep).await;
     }
     step.done(fingerprint);
     Ok(Some(Live { schema_version: facts.schema_version, origin: facts.origin }))
@@ -314,7 +328,7 @@ pub(crate) async fn from_nearest_image(
         detail: &facts.fingerprint,
         refused: "the image is not taken",
     };
-    if !serve(ctx, site, wish.keep, serving).await? {
+    if !serve(ctx, site, Some(wish.keep), serving).await? {
         return Ok(None);
     }
     ctx.report.note(nearest.note("image"));
@@ -385,7 +399,7 @@ pub(crate) struct Serving<'a> {
 pub(crate) async fn serve(
     ctx: &Context,
     site: &mut Site,
-    keep: Keep,
+    keep: Option<Keep>,
     serving: Serving<'_>,
 ) -> Result<bool, Error> {
     let Serving { image, roles, step, detail, refused } = serving;
@@ -411,7 +425,7 @@ pub(crate) async fn serve(
             };
             if let Err(error) = moved.await {
                 drop(step);
-                if keep == Keep::Yes {
+                if keep.is_none() {
                     go_back(ctx, site).await;
                 }
                 return Err(error);

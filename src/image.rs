@@ -421,7 +421,10 @@ fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
 /// What the engine said.
 pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error> {
     let mut images = list(ctx, engine).await?;
-    let environments = engine.sharers(ctx).await?;
+    let mut environments = engine.sharers(ctx).await?;
+    for environment in &mut environments {
+        environment.is_left = is_gone(&environment.whose.project);
+    }
     for image in &mut images {
         let of_it = |found: &&Sharer| found.image.as_ref() == Some(&image.name);
         image.environments = environments.iter().filter(of_it).cloned().collect();

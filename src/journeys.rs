@@ -278,6 +278,16 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
     }
     match engine::chosen_before(ctx).await? {
         Some(engine) => Ok(engine.stop(ctx, volumes).await?),
+        // The state was lost, with the folder perhaps; what it told of may be there still.
+        None if volumes == engine::Volumes::Remove && !ctx.config.protected => {
+            let mut stopped = engine::Stopped::default();
+            for engine in engine::all_before(ctx).await? {
+                let found = engine.stop(ctx, volumes).await?;
+                stopped.server = stopped.server.or(found.server);
+                stopped.data_removed = stopped.data_removed.or(found.data_removed);
+            }
+            Ok(stopped)
+        }
         None => Ok(engine::Stopped::default()),
     }
 }

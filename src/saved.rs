@@ -310,7 +310,7 @@ pub async fn restore(ctx: &Context, name: &str) -> Result<Done, error::Error> {
         Way::Copy => swap_in_copy(ctx, &site, &point).await?,
         Way::Frozen => serve(ctx, &mut site, &point).await?,
     }
-    database::renew(&site.session, &database, MadeBy::Point).await?;
+    database::renew(&site.session, &database, MadeBy::Point, None).await?;
     step.done("");
     Ok(site.done(ctx, point))
 }
@@ -346,7 +346,7 @@ async fn serve(ctx: &Context, site: &mut Site, point: &Point) -> Result<(), erro
         return Err(unknown(&point.name, &[]));
     };
     let sessions = site.sessions(ctx).await?;
-    let server = engine.replace(ctx, &point.place, Keep::No).await?;
+    let server = engine.replace(ctx, &point.place, Some(Keep::No)).await?;
     database::note_ended(ctx, sessions, database);
     if !roles.is_empty() {
         ctx.report.warn(format!(

@@ -142,7 +142,12 @@ pub(crate) async fn sweep_of(ctx: &Context, home: Home) -> Result<(), crate::err
         Err(lock::Error::Project { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    for engine in engine::all_before(ctx).await? {
+    // The configuration may mean another engine by now.
+    let engines = match engine::chosen_before(ctx).await? {
+        Some(engine) => vec![engine],
+        None => engine::all_before(ctx).await?,
+    };
+    for engine in engines {
         let stopped = engine.stop(ctx, Volumes::Remove).await?;
         if let Some(server) = stopped.server {
             ctx.report.note(format!("{server}, left over from a run that was cut off, is gone"));

@@ -7,7 +7,7 @@ use camino::Utf8Path;
 use crate::branch;
 use crate::config;
 use crate::database::{MadeBy, Origin};
-use crate::engine::{Sharer, Stopped};
+use crate::engine::{Sharer, Stopped, Whose};
 use crate::error::{Error, Exit};
 use crate::image;
 use crate::journeys::{self, Proof, Published, Ready};
@@ -435,9 +435,12 @@ pub(super) fn images(shelf: &image::Shelf) -> String {
     if shelf.environments.is_empty() {
         return images;
     }
-    let of = |sharer: &Sharer| match &sharer.whose.branch {
-        Some(branch) => format!("{}, branch {branch}", sharer.whose.project),
-        None => sharer.whose.project.clone(),
+    let of = |sharer: &Sharer| {
+        let left = if sharer.is_left { " (gone)" } else { "" };
+        match &sharer.whose.branch {
+            Some(branch) => format!("{}{left}, branch {branch}", sharer.whose.project),
+            None => format!("{}{left}", sharer.whose.project),
+        }
     };
     let from = |sharer: &Sharer| match &sharer.image {
         None => "no image".to_owned(),
@@ -458,7 +461,16 @@ pub(super) fn images(shelf: &image::Shelf) -> String {
         ("size", Align::Right),
         ("its own", Align::Right),
     ];
-    format!("{images}\n\n{}", format::table(columns, &rows).trim_end())
+    let mut text = format!("{images}\n\n{}", format::table(columns, &rows).trim_end());
+    let mut left = shelf.environments.iter().filter(|sharer| sharer.is_left);
+    if let Some(Sharer { whose: Whose { project, branch }, .. }) = left.next() {
+        let of = branch.as_ref().map_or(String::new(), |name| format!(" --branch '{name}'"));
+        text.push_str(&format!(
+            "\nwhat a folder that is gone has left goes by `mkdir -p '{project}/conf' && seedbed --project \
+             '{project}' down --volumes --yes{of}`"
+        ));
+    }
+    text
 }
 
 pub(super) fn pruned_images(pruned: &image::Pruned) -> String {

@@ -165,6 +165,8 @@ pub struct Sharer {
     pub bytes: u64,
     /// What of that nothing else shares; `None`: the file system was not asked.
     pub own_bytes: Option<u64>,
+    /// The project's folder is not here any more: nobody comes to remove it.
+    pub is_left: bool,
 }
 
 impl Sharer {
@@ -179,6 +181,7 @@ impl Sharer {
             whose: serde_json::from_str(whose).ok()?,
             bytes: bytes(size)?,
             own_bytes: bytes(own),
+            is_left: false,
         })
     }
 }
@@ -318,16 +321,49 @@ impl Engine {
     }
 
     /// Serves a clone of the image `name` in place of the server's data, on the same port. All sessions
-    /// end. On an error the old data is served again.
+    /// end. On an error the old data is served again. `None`: what is replaced and what an earlier one has kept
+    /// both stay until [`Self::settle`] or [`Self::revert`].
     ///
     /// # Errors
     /// Why not.
-    pub async fn replace(&self, ctx: &Context, name: &str, keep: Keep) -> Result<Server, Error> {
+    pub async fn replace(
+        &self,
+        ctx: &Context,
+        name: &str,
+        keep: Option<Keep>,
+    ) -> Result<Server, Error> {
         match self {
             Self::Docker(engine) => engine.replace(ctx, name, keep).await,
             Self::Native(engine) => engine.replace(ctx, name, keep).await,
             Self::Embedded(engine) => engine.native(ctx).replace(ctx, name, keep).await,
             Self::External(_) => Err(external()),
+        }
+    }
+
+    /// Decides about what the last [`Self::replace`] has left undecided.
+    ///
+    /// # Errors
+    /// What cannot be removed.
+    pub async fn settle(&self, ctx: &Context, keep: Keep) -> Result<(), Error> {
+        match self {
+            Self::Docker(engine) => engine.settle(ctx, keep).await,
+            Self::Native(engine) => engine.settle(keep),
+            Self::Embedded(engine) => engine.native(ctx).settle(keep),
+            Self::External(_) => Ok(()),
+        }
+    }
+
+    /// Serves what the last [`Self::replace`] has left undecided again; what it had served goes, and what an
+    /// earlier one has kept stays.
+    ///
+    /// # Errors
+    /// [`Error::NothingKept`]; why it cannot be served.
+    pub async fn revert(&self, ctx: &Context) -> Result<Server, Error> {
+        match self {
+            Self::Docker(engine) => engine.revert(ctx).await,
+            Self::Native(engine) => engine.revert(ctx).await,
+            Self::Embedded(engine) => engine.native(ctx).revert(ctx).await,
+            Self::External(_) => Err(Error::NothingKept),
         }
     }
 

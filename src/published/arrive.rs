@@ -352,23 +352,21 @@ async fn serve(
 ) -> Result<Arrival, error::Error> {
     let database = ctx.config.database.name.clone();
     // What is replaced stays until the new one is whole.
-    let replaces = database::find(&site.session, &database).await?.is_some();
-    let keep = if replaces { Keep::Yes } else { wish.keep };
+    let is_held = database::find(&site.session, &database).await?.is_some();
+    let keep = (!is_held).then_some(wish.keep);
     if !replace(ctx, site, keep, found, name).await? {
         return Ok(Arrival::None);
     }
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
     if let Err(error) = complete(ctx, site, source, wish, (found, place), name).await {
-        if replaces {
+        if is_held {
             frozen::go_back(ctx, site).await;
         }
-        // The next reset would fail on it as well.
-        site.engine.drop_images(ctx, &[name]).await?;
         return Err(error);
     }
-    if replaces && wish.keep == Keep::No {
-        frozen::forget_kept(ctx, site).await;
+    if is_held {
+        frozen::settle(ctx, site, wish.keep).await;
     }
     if place == Place::Shelf {
         sweep(ctx, site).await;
@@ -441,7 +439,7 @@ async fn migrate(
     (found, fit): (&Image, Fit),
     name: &str,
 ) -> Result<Arrival, error::Error> {
-    if !replace(ctx, site, wish.keep, found, name).await? {
+    if !replace(ctx, site, Some(wish.keep), found, name).await? {
         return Ok(Arrival::None);
     }
     if fit == Fit::Nearest {
@@ -458,7 +456,7 @@ async fn migrate(
 async fn replace(
     ctx: &Context,
     site: &mut Site,
-    keep: Keep,
+    keep: Option<Keep>,
     found: &Image,
     name: &str,
 ) -> Result<bool, error::Error> {

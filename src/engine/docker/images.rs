@@ -220,7 +220,7 @@ impl DockerEngine {
         &self,
         ctx: &Context,
         name: &str,
-        keep: Keep,
+        keep: Option<Keep>,
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let (about, clone) = (Whose::of(ctx).to_json(), generation());
@@ -231,18 +231,20 @@ impl DockerEngine {
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         match keep {
             // Nobody wants the data that is in the volume.
-            Keep::No => {
+            Some(Keep::No) => {
                 let take = ("take", &[name, clone.as_str(), &image.data, &about][..]);
                 Ok(self.move_in(ctx, &mut state, &image, take, None).await?.0)
             }
-            Keep::Yes => {
+            Some(Keep::Yes) | None => {
                 let old = generation();
                 let adopt = ("adopt", &[old.as_str(), &image.data, &about][..]);
                 let replace = Some(("replace", &arguments[..]));
                 let (server, replaced) =
                     self.move_in(ctx, &mut state, &image, adopt, replace).await?;
                 replaced?;
-                self.settle(ctx, &state, &image, &old).await;
+                if keep.is_some() {
+                    self.keep_only(ctx, &state, &image, &old).await;
+                }
                 Ok(server)
             }
         }
@@ -258,8 +260,36 @@ impl DockerEngine {
         };
         match kept.trim() {
             "" => Err(Error::NothingKept),
-            kept => self.turn(ctx, "switch", &[kept], Keep::Yes).await,
+            kept => self.turn(ctx, "switch", &[kept], Some(Keep::Yes)).await,
         }
+    }
+
+    /// Decides about what the last replacement has left undecided.
+    pub(in crate::engine) async fn settle(&self, ctx: &Context, keep: Keep) -> Result<(), Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let kept = match keep {
+            Keep::Yes => self.act(ctx, &state, &image, "kept", &[]).await?,
+            Keep::No => String::new(),
+        };
+        self.act(ctx, &state, &image, "settle", &[kept.trim()]).await.map(drop)
+    }
+
+    /// Serves what the last replacement has left undecided again.
+    pub(in crate::engine) async fn revert(&self, ctx: &Context) -> Result<Server, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        // What was replaced last comes before what was kept.
+        let replaced = self.act(ctx, &state, &image, "kept", &[]).await?;
+        let replaced = replaced.trim();
+        if replaced.is_empty() {
+            return Err(Error::NothingKept);
+        }
+        let server = self.turn(ctx, "switch", &[replaced], None).await?;
+        if let Err(error) = self.act(ctx, &state, &image, "unwind", &[]).await {
+            ctx.report.warn(left_behind(&error));
+        }
+        Ok(server)
     }
 
     pub(in crate::engine) async fn forget_kept(&self, ctx: &Context) -> Result<(), Error> {
@@ -276,7 +306,7 @@ impl DockerEngine {
         ctx: &Context,
         act: &str,
         arguments: &[&str],
-        keep: Keep,
+        keep: Option<Keep>,
     ) -> Result<Server, Error> {
         let state = state::read(ctx)?;
         let image = image::ensure(ctx, &self.client, &self.image).await?;
@@ -327,24 +357,24 @@ impl DockerEngine {
         (state, after): (&State, &mut State),
         image: &ServerImage,
         (act, arguments): (&str, &[&str]),
-        keep: Keep,
+        keep: Option<Keep>,
     ) -> Result<(String, Result<Server, Error>), Error> {
-        let kept = |old: &str| if keep == Keep::Yes { old.to_owned() } else { String::new() };
+        let kept = |old: &str| if keep == Some(Keep::Yes) { old.to_owned() } else { String::new() };
         let calm = &ctx.uninterrupted();
         let Some(here) = self.in_pool().await? else {
             ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
             let old = self.act(calm, state, image, act, arguments).await?.trim().to_owned();
             let served = self.answering(calm, after).await;
-            if served.is_ok() {
-                self.settle(calm, after, image, &kept(&old)).await;
+            if served.is_ok() && keep.is_some() {
+                self.keep_only(calm, after, image, &kept(&old)).await;
             }
             return Ok((old, served));
         };
         let serve = async |old: String| {
             let served = self.answering(calm, after).await;
             let reply = match &served {
-                Ok(_) => format!("settle {}", kept(&old)),
-                Err(_) => String::new(),
+                Ok(_) if keep.is_some() => format!("settle {}", kept(&old)),
+                Ok(_) | Err(_) => String::new(),
             };
             (reply, (old, served))
         };
@@ -366,7 +396,7 @@ impl DockerEngine {
 
     /// Keeps the data `kept` beside what is served now, and removes all other of the environment. What goes
     /// wrong leaves some of it until the next time: the new data is served.
-    async fn settle(&self, ctx: &Context, state: &State, image: &ServerImage, kept: &str) {
+    async fn keep_only(&self, ctx: &Context, state: &State, image: &ServerImage, kept: &str) {
         if let Err(error) = self.act(ctx, state, image, "settle", &[kept]).await {
             ctx.report.warn(left_behind(&error));
         }
@@ -548,13 +578,17 @@ impl DockerEngine {
         if self.client.volume(name).await?.is_none() {
             return Ok(None);
         }
-        let image = image::ensure(ctx, &self.client, &self.image).await?;
-        let pool = match Pool::ensure(ctx, &self.client, &image, name).await {
+        let reached = async {
+            let image = image::ensure(ctx, &self.client, &self.image).await?;
+            let pool = Pool::ensure(ctx, &self.client, &image, name).await?;
+            Ok((image, pool))
+        };
+        let (image, pool) = match reached.await {
             Err(error) if known.is_some() || matches!(error, Error::Interrupted) => {
                 return Err(error);
             }
             Err(_) => return Ok(None),
-            Ok(pool) => pool,
+            Ok(reached) => reached,
         };
         pool::sweep_of(&self.client, &pool, &self.hash).await?;
         let project = ctx.config.project.as_str();

@@ -149,7 +149,7 @@ impl NativeEngine {
         &self,
         ctx: &Context,
         name: &str,
-        keep: Keep,
+        keep: Option<Keep>,
     ) -> Result<Server, Error> {
         {
             let _lock = self.lock_images()?;
@@ -329,6 +329,7 @@ impl NativeEngine {
                 whose: Whose { project: ctx.config.project.to_string(), branch },
                 bytes: size(&data)?,
                 own_bytes: None,
+                is_left: false,
             })
         });
         sharers.collect()
@@ -361,7 +362,32 @@ impl NativeEngine {
         if !self.kept().is_dir() {
             return Err(Error::NothingKept);
         }
-        self.turn(ctx, &self.kept(), Keep::Yes).await
+        self.turn(ctx, &self.kept(), Some(Keep::Yes)).await
+    }
+
+    /// Decides about what the last replacement has left undecided.
+    pub(in crate::engine) fn settle(&self, keep: Keep) -> Result<(), Error> {
+        match keep {
+            Keep::Yes => self.settle_old(),
+            Keep::No => self.discard(&self.old()).and_then(|()| self.discard(&self.kept())),
+        }
+    }
+
+    /// Serves what the last replacement has left undecided again.
+    pub(in crate::engine) async fn revert(&self, ctx: &Context) -> Result<Server, Error> {
+        if !self.old().is_dir() {
+            return Err(Error::NothingKept);
+        }
+        self.stop_for_images(ctx).await?;
+        remove_dir(&self.next())?;
+        // Between the two renames the old data comes back by itself.
+        rename(&self.data(), &self.next())?;
+        rename(&self.old(), &self.data())?;
+        let server = self.ensure_on(ctx, true).await?;
+        if let Err(error) = self.discard(&self.next()) {
+            ctx.report.warn(format!("what was replaced stays on the disk: {error}"));
+        }
+        Ok(server)
     }
 
     pub(in crate::engine) fn forget_kept(&self) -> Result<(), Error> {
@@ -371,7 +397,12 @@ impl NativeEngine {
 
     /// Makes the folder `from` the data. Where it does not start, or the user asks to stop before it has,
     /// the old data is served again.
-    async fn turn(&self, ctx: &Context, from: &Utf8Path, keep: Keep) -> Result<Server, Error> {
+    async fn turn(
+        &self,
+        ctx: &Context,
+        from: &Utf8Path,
+        keep: Option<Keep>,
+    ) -> Result<Server, Error> {
         if let Err(error) = self.put_in_place(ctx, from).await {
             // Between the two renames the old data comes back by itself.
             self.serve_again(ctx).await?;
@@ -379,10 +410,7 @@ impl NativeEngine {
         }
         match self.ensure_on(ctx, true).await {
             Ok(server) => {
-                let settled = match keep {
-                    Keep::Yes => self.settle_old(),
-                    Keep::No => self.discard(&self.old()).and_then(|()| self.discard(&self.kept())),
-                };
+                let settled = keep.map_or(Ok(()), |keep| self.settle(keep));
                 // The new data is served.
                 if let Err(error) = settled {
                     ctx.report.warn(format!("what was replaced stays on the disk: {error}"));

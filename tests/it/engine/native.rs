@@ -33,16 +33,24 @@ async fn a_named_port_that_a_foreign_postgres_has_is_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_a_client_has_by_chance_for_a_moment_is_waited_for() {
     for named in [false, true] {
-        let (project, first, holder) = stopped_with_its_port_held(named).await;
-        let release = std::thread::spawn(move || {
-            shell("sleep 1");
-            drop(holder);
-        });
-        let engine = project.engine().await;
-        let again = engine.ensure(&project.context()).await.expect("starts on its port").admin.port;
-        assert!(release.is_finished(), "named: {named}: it cannot have been free");
-        release.join().expect("it was let go");
-        assert_eq!(again, first, "named: {named}");
+        let mut tries = 0..5;
+        loop {
+            let (project, first, holder) = stopped_with_its_port_held(named).await;
+            let release = std::thread::spawn(move || {
+                shell("sleep 1");
+                drop(holder);
+            });
+            let engine = project.engine().await;
+            let again = engine.ensure(&project.context()).await.map(|server| server.admin.port);
+            let is_released = release.is_finished();
+            release.join().expect("it was let go");
+            if matches!(again, Ok(again) if again == first) {
+                assert!(is_released, "named: {named}: it cannot have been free");
+                break;
+            }
+            // A client of some other test came by it before us.
+            assert!(tries.next().is_some(), "named: {named}: {again:?}, not {first}");
+        }
     }
 }
 

@@ -94,7 +94,8 @@ async fn native_goes_on_from_an_image_beside_the_live_database() {
         let pid = std::fs::read_to_string(format!("{data}/postmaster.pid")).ok()?;
         let children = shell(&format!("pgrep -a -P {} || true", pid.lines().next()?));
         // As the server shows itself: `postgres: shop_owner shop… 127.0.0.1(4711) SELECT`.
-        children.contains(") SELECT").then_some(())
+        let scripts = |line: &str| line.contains(&project.owner) && line.contains(") SELECT");
+        children.lines().any(scripts).then_some(())
     };
     let deadline = Instant::now() + Duration::from_secs(60);
     while sleeps().is_none() {

@@ -209,6 +209,28 @@ async fn docker_builds_in_the_pool_and_a_projects_images_go_with_it() {
     like_it.run(&["down", "--volumes", "--yes"]).succeeds();
 }
 
+/// A folder that somebody has removed keeps no pool for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_names_what_a_folder_that_is_gone_has_left_and_it_can_be_removed() {
+    let Some((project, pool)) = in_docker().await else { return };
+    project.run(&["up"]).succeeds();
+    let other = in_pool(&pool).await;
+    other.run(&["up"]).succeeds();
+    let folder = project.sandbox.project().to_owned();
+    shell(&format!("rm -r {folder}"));
+    let listed = other.run(&["images", "list"]).succeeds().stdout;
+    let command = format!("seedbed --project '{folder}' down --volumes --yes");
+    assert!(listed.contains(&format!("{folder} (gone)")), "{listed}");
+    assert!(listed.contains(&format!("`mkdir -p '{folder}/conf' && {command}`")), "{listed}");
+    shell(&format!("mkdir -p '{folder}/conf'"));
+    let down = project.run(&["down", "--volumes", "--yes"]).succeeds().stdout;
+    assert!(down.contains("removed the data in the pool"), "{down}");
+    let listed = other.run(&["images", "list"]).succeeds().stdout;
+    assert!(!listed.contains("(gone)"), "{listed}");
+    other.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_keeps_what_a_reset_replaces_and_brings_it_back() {
     let Some((project, _)) = in_docker().await else { return };

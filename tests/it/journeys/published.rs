@@ -342,6 +342,45 @@ async fn a_reset_that_fails_behind_an_image_serves_the_old_database_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reset_that_fails_behind_an_image_leaves_what_was_kept_before() {
+    let stop = tempfile::tempdir().expect("a folder");
+    shell(&format!("chmod 755 {}", stop.path().display()));
+    let file = stop.path().join("stop");
+    let block = format!(
+        "DO $$ BEGIN
+           IF (pg_stat_file('{}', true)).size IS NOT NULL THEN RAISE EXCEPTION 'not here'; END IF;
+           GRANT SELECT ON TABLE shop.item TO ${{reader}};
+         END $$;",
+        file.display()
+    );
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let Some(mut project) = native_with_reflinks().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    for project in [&maker, &project] {
+        let accounts = project.sandbox.read("users/accounts.sql");
+        project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
+    }
+    make(&maker);
+    took(&project.run(&["up"]).succeeds());
+    let clean = project.contents().await;
+    use_it(&project).await;
+    let used = project.contents().await;
+    project.run(&["reset", "--keep"]).succeeds();
+    assert_eq!(project.contents().await, clean);
+    fs_err::write(&file, "").expect("it can be written");
+    for reset in [&["reset"][..], &["reset", "--keep"]] {
+        let reset = project.run(reset).exits(5);
+        assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+        assert_eq!(project.contents().await, clean);
+    }
+    fs_err::remove_file(&file).expect("it is there");
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, used);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_rows_come_faster_they_are_loaded_and_it_is_said() {
     let (maker, contents) = published().await;
     let project = newcomer(&maker, &native(), "auto");

@@ -153,9 +153,15 @@ settle() {
   sweep_generations
 }
 
-# served OLD: says what was served until now, lets the server come up on what is to be, and is told on
+# passed IMAGE: one that this environment alone goes on from is not wanted any more.
+passed() {
+  case "$1" in .passing.*) rm -rf "$frozen/$1" ;; esac
+}
+
+# served OLD IMAGE: says what was served until now, lets the server come up on what is to be, and is told on
 # standard input whether it has: `settle GENERATION`. Without a word nothing is removed.
 served() {
+  passed "$2"
   printf '%s\n' "$1"
   release
   read -r word kept || return 0
@@ -169,8 +175,6 @@ clone_image() {
   clone "$frozen/$1/data" "$env/$2"
   # Its age counts from here.
   touch "$frozen/$1/image.json"
-  # Of this environment alone, which goes on from it.
-  case "$1" in .passing.*) rm -rf "$frozen/$1" ;; esac
   exec 9>&-
   came_from "$1" "$env/$2"
 }
@@ -310,6 +314,7 @@ case "$act" in
     rm -f "$env/previous" "$env/kept"
     point current "$2"
     sweep_generations
+    passed "$1"
     ;;
   # replace NAME GENERATION ABOUT: the environment becomes a clone of an image, see `served`.
   replace)
@@ -323,7 +328,7 @@ case "$act" in
     # Whoever is cut off before `settle` finds here what was served.
     point previous "$old"
     point current "$2"
-    served "$old"
+    served "$old" "$1"
     ;;
   # switch GENERATION: back to data that is there still, see `served`.
   switch)
@@ -333,7 +338,7 @@ case "$act" in
     hold
     point previous "$old"
     point current "$1"
-    served "$old"
+    served "$old" ""
     ;;
   # settle [GENERATION]: keeps that one beside the current one, and removes all others.
   settle)
