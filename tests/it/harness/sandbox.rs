@@ -56,6 +56,7 @@ impl Sandbox {
             std::fs::create_dir(root.join(dir)).expect("the folder is new and ours");
         }
         let path = std::env::var_os("PATH").and_then(|path| path.into_string().ok());
+        let pool = unique("seedbed-test-pool");
         let variables = [
             ("PATH", path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".to_owned())),
             ("HOME", root.join("home").into_string()),
@@ -63,7 +64,7 @@ impl Sandbox {
             ("LC_ALL", "C.UTF-8".to_owned()),
             ("TZ", "UTC".to_owned()),
             // A pool is for all projects of a machine; tests run beside each other.
-            ("SEEDBED_IMAGES_POOL", unique("seedbed-test-pool")),
+            ("SEEDBED_IMAGES_POOL", pool.clone()),
         ];
         let sandbox = Self {
             root,
@@ -71,7 +72,8 @@ impl Sandbox {
         };
         // Should the process be killed, what the program left running is stopped by its own `down`.
         watchdog::at_exit(&format!(
-            "for branch in $(ls {project}/.seedbed/branches 2>/dev/null); do \
+            "export SEEDBED_IMAGES_POOL={pool}; \
+             for branch in $(ls {project}/.seedbed/branches 2>/dev/null); do \
                {PROGRAM} branch delete $branch --yes --project {project}; done; \
              if test -e {project}/.seedbed; then {PROGRAM} down --volumes --yes --project {project}; fi",
             project = sandbox.project(),
