@@ -28,6 +28,11 @@ impl Here {
         Self { checkout }
     }
 
+    /// Whether a build of this checkout goes on from behind these.
+    pub(crate) fn goes_on_from(&self, applied: &[Applied]) -> bool {
+        may_go_on(applied) && self.to_go(applied).is_some()
+    }
+
     /// How many versioned scripts are to go after these; `None`: they went another way.
     fn to_go(&self, applied: &[Applied]) -> Option<usize> {
         let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();

@@ -7,12 +7,13 @@ use crate::context::Context;
 use crate::database;
 use crate::engine::{self, Engine, Keep, Server, ServerKind};
 use crate::error::{Error, Exit};
+use crate::fingerprint::Rows;
 use crate::frozen::{self, Frozen};
 use crate::image;
 use crate::migrate;
 use crate::scratch_server::{self, Home, Purpose};
 use crate::site::{self, Site};
-use crate::source::{Source, Wish};
+use crate::source::Wish;
 
 /// Where a database is live that is not replaced before the new one is whole: the image that this checkout goes on
 /// from, served beside it, migrated there and frozen in its turn. Gives back the scripts that ran; the image
@@ -23,7 +24,7 @@ use crate::source::{Source, Wish};
 pub(crate) async fn bring_forward(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<Option<Vec<migrate::Ran>>, Error> {
     let name = &ctx.config.database.name;
@@ -36,7 +37,7 @@ pub(crate) async fn bring_forward(
     {
         return Ok(None);
     }
-    let Some(nearest) = frozen::nearest_image(ctx, site, source, wish).await? else {
+    let Some(nearest) = frozen::nearest_image(ctx, site, rows, wish).await? else {
         return Ok(None);
     };
     // It would not be served in the end.
@@ -52,7 +53,7 @@ pub(crate) async fn bring_forward(
     let work = async |ctx: &Context, engine: &Engine, server: &Server| {
         let session = connect::session(&server.admin).await?;
         let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files);
-        let built = frozen::from_nearest_image(ctx, &mut site, source, wish).await?;
+        let built = frozen::from_nearest_image(ctx, &mut site, rows, wish).await?;
         let Some(built) = built else { return Ok(None) };
         let (built, frozen) = frozen::freeze_or_give_up(ctx, &site, built, wish).await?;
         let Built { scratch, migrated, schema_version } = built;

@@ -4,7 +4,7 @@ use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Origin, Scratch};
 use crate::error::Error;
-use crate::fingerprint::{base, fingerprint};
+use crate::fingerprint::{Rows, base, fingerprint};
 use crate::migrate::{self, Scripts};
 use crate::pg::Target;
 use crate::pg::names::DatabaseName;
@@ -44,7 +44,7 @@ pub(crate) async fn given_up(ctx: &Context, scratch: Scratch, error: Error) -> E
 pub(crate) async fn migrate_clone(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
     scratch: Scratch,
 ) -> Result<Built, Error> {
@@ -55,7 +55,7 @@ pub(crate) async fn migrate_clone(
         let options = migrate::Options::default();
         let ran = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
         users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-        note_what_it_is_of(ctx, site, source, wish, scratch)?;
+        note_what_it_is_of(ctx, site, rows, wish, scratch)?;
         Ok(ran)
     })
     .await
@@ -79,7 +79,7 @@ pub(crate) async fn build(
     or_given_up(ctx, scratch, async |scratch| {
         // In a box: the compiler gives up on futures that are nested as deep as this one.
         let ran = Box::pin(fill(ctx, site, source, wish, scratch)).await?;
-        note_what_it_is_of(ctx, site, source, wish, scratch)?;
+        note_what_it_is_of(ctx, site, Rows::of(source), wish, scratch)?;
         Ok(ran)
     })
     .await
@@ -89,12 +89,12 @@ pub(crate) async fn build(
 fn note_what_it_is_of(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    scratch.set_fingerprint(&fingerprint(ctx, site, source, wish)?);
-    scratch.set_base(base(ctx, site, source, wish)?);
+    scratch.set_fingerprint(&fingerprint(ctx, site, rows, wish)?);
+    scratch.set_base(base(ctx, site, rows, wish)?);
     Ok(())
 }
 

@@ -50,11 +50,11 @@ impl Fingerprint {
 pub(crate) fn fingerprint(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<String, Error> {
     let to = wish.to.as_deref();
-    of_build(ctx, &site.server, &site.scripts, &site.accounts, &Rows::of(source), to)
+    of_build(ctx, &site.server, &site.scripts, &site.accounts, rows, to)
 }
 
 /// The same without the migration scripts: builds that have it in common differ only in how far they
@@ -62,19 +62,19 @@ pub(crate) fn fingerprint(
 pub(crate) fn base(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<Option<String>, Error> {
-    if !has_base(site, source, wish) {
+    if !has_base(site, rows, wish) {
         return Ok(None);
     }
     let settings = site.scripts.base_facts(&ctx.config.migrate);
     let start = on_server(ctx, &site.server, &site.accounts);
-    hashed(ctx, start, &settings, &site.accounts, &Rows::of(source), None).map(Some)
+    hashed(ctx, start, &settings, &site.accounts, rows, None).map(Some)
 }
 
-fn has_base(site: &Site, source: &Source, wish: &Wish) -> bool {
-    let is_told = wish.to.is_some() || matches!(source, Source::Files(_));
+fn has_base(site: &Site, rows: Rows<'_>, wish: &Wish) -> bool {
+    let is_told = wish.to.is_some() || matches!(rows, Rows::Files(_));
     !is_told && site.scripts.callbacks.is_empty()
 }
 
@@ -91,16 +91,16 @@ pub(crate) struct PublishedKeys {
 pub(crate) fn published(
     ctx: &Context,
     site: &Site,
-    source: &Source,
+    rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<PublishedKeys, Error> {
-    let (rows, to) = (Rows::of(source), wish.to.as_deref());
+    let to = wish.to.as_deref();
     let hashed = |facts: &[(String, String)]| {
         let mut start = Fingerprint::anywhere();
         start.add("roles", roles(&site.accounts));
-        hashed(ctx, start, facts, &site.accounts, &rows, to)
+        hashed(ctx, start, facts, &site.accounts, rows, to)
     };
-    let base = match has_base(site, source, wish) {
+    let base = match has_base(site, rows, wish) {
         true => Some(hashed(&site.scripts.base_facts(&ctx.config.migrate))?),
         false => None,
     };
@@ -108,6 +108,7 @@ pub(crate) fn published(
 }
 
 /// What of a source decides about the result.
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Rows<'a> {
     /// Its id.
     Snapshot(&'a str),
@@ -116,7 +117,7 @@ pub(crate) enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(source: &'a Source) -> Self {
+    pub(crate) fn of(source: &'a Source) -> Self {
         match source {
             Source::Snapshot { manifest, .. } => Self::Snapshot(&manifest.id),
             Source::Files(files) => Self::Files(files),
@@ -134,7 +135,7 @@ pub(crate) fn of_build(
     server: &Server,
     scripts: &Scripts,
     accounts: &users::Plan,
-    rows: &Rows<'_>,
+    rows: Rows<'_>,
     to: Option<&str>,
 ) -> Result<String, Error> {
     let start = on_server(ctx, server, accounts);
@@ -168,7 +169,7 @@ fn hashed(
     mut fingerprint: Fingerprint,
     migrations: &[(String, String)],
     accounts: &users::Plan,
-    rows: &Rows<'_>,
+    rows: Rows<'_>,
     to: Option<&str>,
 ) -> Result<String, Error> {
     fingerprint.add("database", &ctx.config.database.name);
@@ -188,7 +189,7 @@ fn hashed(
     match rows {
         Rows::Snapshot(id) => fingerprint.add("snapshot", id),
         Rows::Files(files) => {
-            for path in *files {
+            for path in files {
                 let action = "read";
                 let content = fs_err::read(path).map_err(|error| Error::File {
                     action,

@@ -6,13 +6,14 @@
 use camino::Utf8Path;
 use serde::Serialize;
 
-use crate::beside;
+use crate::at_hand::{self, Taken};
 use crate::build::{Built, build, given_up, run_scripts};
 use crate::connect;
 use crate::context::Context;
-use crate::database::{self, Origin, Scratch};
+use crate::database::{self, Found, Origin, Scratch};
 use crate::engine::{self, Keep};
-use crate::error::Error;
+use crate::error::{Error, Exit};
+use crate::fingerprint::Rows;
 use crate::frozen::{self, Frozen, Live};
 use crate::guard;
 use crate::image;
@@ -64,8 +65,16 @@ pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error>
         Fresh::No => database::live(&site.session, name).await?,
     };
     site::make_roles(ctx, &site).await?;
-    let Some(live) = live.filter(|_| fresh == Fresh::No) else {
-        return build_and_swap(ctx, &mut site, wish).await;
+    let live = match live {
+        Some(live) if fresh == Fresh::No => live,
+        live => {
+            let (wish, rows) = again(live, wish)?;
+            let rows = match fresh {
+                Fresh::No => at_hand::newest(ctx, &site, &wish).await?,
+                Fresh::Yes => rows,
+            };
+            return build_and_swap(ctx, &mut site, wish, rows).await;
+        }
     };
     if wish.seed != Seed::Auto {
         ctx.report.warn(format!(
@@ -96,9 +105,10 @@ pub enum Fresh {
 /// Any; the database is then what it was before.
 pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
     let mut site = site::open(ctx, verb).await?;
-    database::replaceable(&site.session, &ctx.config.database.name).await?;
+    let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
     site::make_roles(ctx, &site).await?;
-    build_and_swap(ctx, &mut site, wish).await
+    let (wish, rows) = again(live, wish)?;
+    build_and_swap(ctx, &mut site, wish, rows).await
 }
 
 /// The database that the last `reset --keep` has replaced is live again, and the present one is kept.
@@ -461,7 +471,7 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     };
     let built = async {
         let source = source::choose(ctx, &site, &wish).await?;
-        if let Some(built) = frozen::from_any_image(ctx, &mut site, &source, &wish).await? {
+        if let Some(built) = at_hand::take_unseen(ctx, &mut site, &source, &wish).await? {
             return Ok(built);
         }
         let build = async |source: &Source| build(ctx, &site, source, &wish).await;
@@ -469,7 +479,7 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     };
     let built = built.await.map_err(|error| match error.exit() {
         // Scripts that run on an empty database prove little, and a wrong store would go unnoticed.
-        crate::error::Exit::NoSnapshot => Error::NoData {
+        Exit::NoSnapshot => Error::NoData {
             what: String::new(),
             error: Box::new(error),
             instead: "prove the scripts without data: `seedbed ci --empty`".to_owned(),
@@ -502,20 +512,8 @@ pub(crate) async fn make_template(
     let server = engine.running(ctx).await?.ok_or(Error::NoServer)?;
     let site = site::enter(ctx, verb, lock, files, engine, server).await?;
     site::make_roles(ctx, &site).await?;
-    let seed = match origin {
-        Origin::Snapshot { id, .. } => Seed::Id(id.clone()),
-        Origin::Files => Seed::Files,
-        Origin::Empty => Seed::Nothing,
-    };
-    let wish = Wish { seed, to: None, skip_damaged: false, keep: Keep::No };
-    let source = source::choose(ctx, &site, &wish).await.map_err(|error| match error.exit() {
-        crate::error::Exit::NoSnapshot => Error::NoData {
-            what: "the snapshot that the live database came from is needed once more: ".to_owned(),
-            error: Box::new(error),
-            instead: "go on from the newest one: `seedbed reset`".to_owned(),
-        },
-        _ => error,
-    })?;
+    let wish = Wish { seed: Seed::of(origin), to: None, skip_damaged: false, keep: Keep::No };
+    let source = source::choose(ctx, &site, &wish).await.map_err(gone)?;
     let Built { scratch, .. } = build(ctx, &site, &source, &wish).await?;
     match ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await {
         Ok(()) => scratch.release().await,
@@ -524,42 +522,86 @@ pub(crate) async fn make_template(
     Ok(())
 }
 
-async fn build_and_swap(ctx: &Context, site: &mut Site, wish: Wish) -> Result<Ready, Error> {
-    let source = source::choose(ctx, site, &wish).await?;
-    let mut already = frozen::from_image(ctx, site, &source, &wish).await?;
-    let mut migrated = Vec::new();
-    if already.is_none()
-        && let Some(ran) = beside::bring_forward(ctx, site, &source, &wish).await?
-    {
-        migrated = ran;
-        already = frozen::from_image(ctx, site, &source, &wish).await?;
+/// What `--seed same` means for this database, and the snapshot whose rows may be frozen here.
+fn again(live: Option<Found>, wish: Wish) -> Result<(Wish, Option<String>), Error> {
+    if wish.seed != Seed::Same {
+        return Ok((wish, None));
     }
-    let arrival = match already {
-        Some(live) => Arrival::Live(live),
-        None => frozen::arrive(ctx, site, &source, &wish).await?,
+    let Some(origin) = live.and_then(|live| live.marker).and_then(|marker| marker.origin) else {
+        return Err(Error::Refused {
+            message: "`--seed same`: there is no database whose rows could be had again".to_owned(),
+            hint: Some("build one: `seedbed up`".to_owned()),
+        });
     };
-    if let Arrival::None = arrival {
-        frozen::move_in_first(ctx, site, &source, &wish).await?;
+    let rows = match &origin {
+        Origin::Snapshot { id, .. } => Some(id.clone()),
+        Origin::Files | Origin::Empty => None,
+    };
+    Ok((Wish { seed: Seed::of(&origin), ..wish }, rows))
+}
+
+/// Of a snapshot that is needed once more.
+fn gone(error: Error) -> Error {
+    match error.exit() {
+        Exit::NoSnapshot => Error::NoData {
+            what: "the snapshot that the live database came from is needed once more: ".to_owned(),
+            error: Box::new(error),
+            instead: "go on from the newest one: `seedbed reset`".to_owned(),
+        },
+        _ => error,
     }
-    let site_now = &*site;
-    let (built, frozen) = match arrival {
-        Arrival::Live(Live { schema_version, origin }) => {
+}
+
+/// `rows`: the id of a snapshot whose rows may be had of what is frozen here, so that no store has to be asked.
+async fn build_and_swap(
+    ctx: &Context,
+    site: &mut Site,
+    wish: Wish,
+    rows: Option<String>,
+) -> Result<Ready, Error> {
+    if let Some(id) = &rows
+        && let Some(taken) = at_hand::take(ctx, site, Rows::Snapshot(id), &wish).await?
+    {
+        return make_live(ctx, site, &wish, taken).await;
+    }
+    let source = match source::choose(ctx, site, &wish).await {
+        Ok(source) => source,
+        Err(error) if rows.is_some() && wish.seed != Seed::Auto => return Err(gone(error)),
+        Err(error) => return Err(at_hand::instead_of_the_store(ctx, site, &wish, error).await),
+    };
+    if let Some(taken) = at_hand::take(ctx, site, Rows::of(&source), &wish).await? {
+        return make_live(ctx, site, &wish, taken).await;
+    }
+    let whom = published::For::Everybody;
+    let taken = match published::arrive(ctx, site, &source, &wish, whom).await? {
+        Arrival::Live(live) => Taken::Live(live),
+        Arrival::Migrated(built) => {
+            Taken::built(frozen::freeze_or_give_up(ctx, site, *built, &wish).await?)
+        }
+        Arrival::None => {
+            frozen::move_in_first(ctx, site, &source, &wish).await?;
+            let site = &*site;
+            let built = source::from_first_whole(ctx, site, &wish, source, async |source| {
+                let built = build(ctx, site, source, &wish).await?;
+                frozen::freeze_or_give_up(ctx, site, built, &wish).await
+            });
+            Taken::built(built.await?)
+        }
+    };
+    make_live(ctx, site, &wish, taken).await
+}
+
+async fn make_live(
+    ctx: &Context,
+    site: &mut Site,
+    wish: &Wish,
+    taken: Taken,
+) -> Result<Ready, Error> {
+    let (built, frozen) = match taken {
+        Taken::Live(Live { migrated, schema_version, origin }) => {
             return Ok(ready(ctx, site, migrated, schema_version, origin));
         }
-        Arrival::Migrated(built) => frozen::freeze_or_give_up(ctx, site_now, *built, &wish).await?,
-        Arrival::None => {
-            let built = source::from_first_whole(ctx, site_now, &wish, source, async |source| {
-                if let Some(built) = frozen::cloned(ctx, site_now, source, &wish).await? {
-                    return Ok((built, Frozen::Already));
-                }
-                let built = match frozen::cloned_from_nearest(ctx, site_now, source, &wish).await? {
-                    Some(built) => built,
-                    None => build(ctx, site_now, source, &wish).await?,
-                };
-                frozen::freeze_or_give_up(ctx, site_now, built, &wish).await
-            });
-            built.await?
-        }
+        Taken::Built(built, frozen) => (*built, frozen),
     };
     let Built { scratch, migrated, schema_version } = built;
     let origin = scratch.marker().origin.clone();

@@ -258,7 +258,7 @@ fn fingerprint(ctx: &Context, server: &Server, found: &[Found]) -> Result<String
         Origin::Files if !seeds.is_empty() => Rows::Files(&seeds),
         Origin::Files | Origin::Empty => Rows::None,
     };
-    fingerprint::of_build(ctx, server, &scripts, &accounts, &rows, None)
+    fingerprint::of_build(ctx, server, &scripts, &accounts, rows, None)
 }
 
 /// One run makes it; those that come meanwhile wait, and find it.

@@ -7,6 +7,7 @@
 //! last* ([`snapshot`]).
 
 pub(crate) mod ancestor;
+mod at_hand;
 mod beside;
 pub mod branch;
 mod build;

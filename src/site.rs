@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::database;
 use crate::engine::{self, Engine, Server};
 use crate::error::Error;
+use crate::frozen;
 use crate::guard;
 use crate::lend;
 use crate::lock::{self, ProjectLock};
@@ -130,6 +131,7 @@ pub(crate) async fn enter(
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
+    frozen::give_what_is_left(ctx, &session).await?;
     let Files { accounts, scripts } = files;
     Ok(Site { engine, server, session, scripts, accounts, listing, _lock: Some(lock) })
 }

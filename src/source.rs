@@ -20,6 +20,8 @@ pub enum Seed {
     Latest,
     /// This snapshot, by its id or the beginning of it.
     Id(String),
+    /// What the live database came from.
+    Same,
     /// The files of `seed/`, after the migrations.
     Files,
     Nothing,
@@ -33,7 +35,17 @@ impl Seed {
             Some("latest") => Self::Latest,
             Some("files") => Self::Files,
             Some("none") => Self::Nothing,
+            Some("same") => Self::Same,
             Some(id) => Self::Id(id.to_owned()),
+        }
+    }
+
+    /// The same rows once more.
+    pub(crate) fn of(origin: &Origin) -> Self {
+        match origin {
+            Origin::Snapshot { id, .. } => Self::Id(id.clone()),
+            Origin::Files => Self::Files,
+            Origin::Empty => Self::Nothing,
         }
     }
 }
@@ -118,6 +130,11 @@ pub(crate) async fn choose(ctx: &Context, site: &Site, wish: &Wish) -> Result<So
         Seed::Files => return files(),
         Seed::Auto | Seed::Latest => Wanted::Newest { skip_damaged: wish.skip_damaged },
         Seed::Id(id) => Wanted::Id(id.clone()),
+        Seed::Same => {
+            return Err(Error::CommandLine(
+                "`--seed same` is for `reset`: nothing is replaced here".to_owned(),
+            ));
+        }
     };
     let step = ctx.report.step("choose snapshot");
     let store = Store::open(ctx).await?;

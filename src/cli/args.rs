@@ -242,7 +242,8 @@ pub struct Up {
 
 #[derive(Debug, Args)]
 pub struct Reset {
-    /// What to fill the database with: `latest`, `none`, `files` or a snapshot's id
+    /// What to fill the database with: `latest`, `same` (what it came from), `none`, `files` or a
+    /// snapshot's id
     #[arg(long, value_name = "WHAT")]
     pub seed: Option<String>,
     /// Take the next fitting snapshot when the newest is damaged

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::database::{self, Marker};
 use crate::engine::{self, Keep, ServerKind};
 use crate::error;
-use crate::fingerprint::{self, PublishedKeys};
+use crate::fingerprint::{self, PublishedKeys, Rows};
 use crate::frozen::{self, Live, Serving};
 use crate::image;
 use crate::pg::{self, Session, quote};
@@ -62,7 +62,8 @@ pub(crate) async fn arrive(
     if !images.enabled || images.published == Published::Never || !site.server.started_by_us {
         return Ok(Arrival::None);
     }
-    let keys = fingerprint::published(ctx, site, source, wish)?;
+    let rows = Rows::of(source);
+    let keys = fingerprint::published(ctx, site, rows, wish)?;
     let found = ctx.until_cancelled(find(ctx, site, store, &manifest.id, &keys)).await;
     let found = match found {
         Ok(found) => found,
@@ -82,13 +83,13 @@ pub(crate) async fn arrive(
         }
     };
     let name = match fit {
-        Fit::Exact => fingerprint::fingerprint(ctx, site, source, wish)?,
+        Fit::Exact => fingerprint::fingerprint(ctx, site, rows, wish)?,
         Fit::Nearest => engine::passing_image(ctx),
     };
     let facts = image::Facts {
         // Others go on from it as from one that was built here.
         base: match fit {
-            Fit::Exact => fingerprint::base(ctx, site, source, wish)?,
+            Fit::Exact => fingerprint::base(ctx, site, rows, wish)?,
             Fit::Nearest => None,
         },
         ..facts_of(ctx, site.server.version_num, &found, &name, manifest)
@@ -375,7 +376,8 @@ async fn serve(
         Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),
         Source::Files(_) | Source::Nothing => None,
     };
-    Ok(Arrival::Live(Live { schema_version: found.schema_version.clone(), origin }))
+    let schema_version = found.schema_version.clone();
+    Ok(Arrival::Live(Live { migrated: Vec::new(), schema_version, origin }))
 }
 
 /// Brings what is served to what a build gives, and opens it.
@@ -392,7 +394,7 @@ async fn complete(
     if let Some(marker) = live.and_then(|live| live.marker) {
         let marker = Marker {
             fingerprint: Some(name.to_owned()),
-            base: fingerprint::base(ctx, site, source, wish)?,
+            base: fingerprint::base(ctx, site, Rows::of(source), wish)?,
             ..marker.cloned(marker.kind, database::MadeBy::Image)
         };
         database::set_marker(&site.session, &database, &marker).await?;
@@ -448,7 +450,7 @@ async fn migrate(
     } else {
         ctx.report.note("its scripts ran when the image was made");
     }
-    let built = frozen::migrate_out_of_sight(ctx, site, source, wish).await?;
+    let built = frozen::migrate_out_of_sight(ctx, site, Rows::of(source), wish).await?;
     Ok(Arrival::Migrated(Box::new(built)))
 }
 

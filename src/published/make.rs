@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::database::{self, Locale, Provider};
 use crate::engine::Keep;
 use crate::error;
+use crate::fingerprint::{self, Rows};
 use crate::guard;
 use crate::image;
 use crate::pg::{self, Session};
@@ -27,7 +28,7 @@ use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
 use crate::source::{Seed, Source, Wish};
 use crate::store::{Put, Store};
-use crate::{ancestor, build, connect, fingerprint, migrate, users};
+use crate::{ancestor, build, connect, migrate, users};
 
 const VERB: &str = "snapshot image";
 
@@ -254,7 +255,7 @@ async fn build_and_store(
     // The building reads through a door of its own.
     let source =
         Source::Snapshot { store: Box::new(Store::open(ctx).await?), manifest: Box::new(manifest) };
-    let keys = fingerprint::published(ctx, &site, &source, &wish)?;
+    let keys = fingerprint::published(ctx, &site, Rows::of(&source), &wish)?;
     let built = build::build(ctx, &site, &source, &wish).await?;
     let schema_version = built.schema_version;
     let name = built.scratch.final_name().to_owned();

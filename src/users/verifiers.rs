@@ -1,9 +1,12 @@
 //! Passwords that only a server knows, taken from one to the next: a `do` block of a users file makes a role
 //! with its password where there is none, and does nothing where the role has come without it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::pg::{self, Session, quote};
 
 /// A role and the verifier of its password.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Verifier {
     pub role: String,
     stored: String,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use super::pool_full::look;
-use super::published::{images_on, took};
+use super::published::{images_on, make, store_of, took};
 use super::{Project, copy_tree};
 use crate::harness::daemon_proxy::{DaemonProxy, PATIENCE};
 use crate::harness::fault_proxy::Seen;
@@ -150,6 +150,46 @@ async fn native_killed_at_any_rename_of_a_reset_serves_the_old_or_the_new_databa
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     let state = project.sandbox.project().join(".seedbed");
     assert!(!state.join("native").exists() && !state.join("images").exists());
+}
+
+/// An image from the store has no passwords: that of a block is on its way while a clone is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn native_killed_at_any_step_of_a_reset_a_password_that_a_block_has_given_is_kept() {
+    if !harness::require("strace", strace::is_here()) {
+        return;
+    }
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let Some(mut project) = native_with_reflinks().await else { return };
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    for project in [&maker, &project] {
+        let accounts = project.sandbox.read("users/accounts.sql");
+        let block = "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'guest') THEN
+               CREATE ROLE guest LOGIN PASSWORD 'guest word';
+             END IF; END $$;
+             GRANT SELECT ON shop.item TO guest; GRANT USAGE ON SCHEMA shop TO guest;";
+        project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
+    }
+    make(&maker);
+    took(&project.run(&["up"]).succeeds());
+    let carried = project.sandbox.project().join(".seedbed/passwords.json");
+    let mut was_on_its_way = 0;
+    for calls in ["rename,renameat,renameat2", "connect"] {
+        for number in 1..=if harness::full() { 40 } else { 12 } {
+            let (run, hit) = strace::killed_at(&project.sandbox, calls, number).run(&["reset"]);
+            if run.code == Some(0) {
+                break;
+            }
+            was_on_its_way += u32::from(carried.exists());
+            project.run(&["up"]).succeeds();
+            let guest = project.live().with_user("guest", Some("guest word".into()));
+            let items = postgres::query_text(&guest, "select count(*) from shop.item").await;
+            assert_eq!(items, "5000", "{calls} {number}: {hit:?}");
+            assert!(!carried.exists(), "{calls} {number}: {hit:?}");
+        }
+    }
+    assert!(was_on_its_way >= 2, "{was_on_its_way}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,14 @@
+//! Ready databases that were frozen: templates and images.
+
+mod carried;
+mod freeze;
+mod serve;
+mod take;
+
+pub(crate) use carried::give_what_is_left;
+pub(crate) use freeze::{Frozen, forget_kept, freeze_image, freeze_or_give_up, move_in_first};
+pub(crate) use serve::{Serving, go_back, grant, serve, settle};
+pub(crate) use take::{
+    Live, cloned, cloned_from_nearest, from_image, from_nearest_image, migrate_out_of_sight,
+    nearest_image, template_is_here,
+};

@@ -1,0 +1,258 @@
+//! Templates and images of this machine, taken instead of a build: those of exactly this checkout and those that
+//! it goes on from.
+
+use super::carried::Carried;
+use super::serve::{Serving, go_back, grant, serve, settle};
+use crate::ancestor;
+use crate::build::{Built, migrate_clone, or_given_up};
+use crate::connect;
+use crate::context::Context;
+use crate::database::{self, MadeBy, Marker, Origin, Scratch};
+use crate::engine;
+use crate::error::Error;
+use crate::fingerprint::{Rows, base, fingerprint};
+use crate::image::{self, Facts};
+use crate::migrate;
+use crate::site::{self, Site};
+use crate::source::Wish;
+use crate::template;
+use crate::users;
+
+/// The step in which an image of this machine is served.
+const CLONE: &str = "serve a clone of the image";
+
+/// A database that is live because its server's data was replaced.
+pub(crate) struct Live {
+    /// Scripts that ran for it.
+    pub migrated: Vec<migrate::Ran>,
+    pub schema_version: Option<String>,
+    pub origin: Option<Origin>,
+}
+
+/// The server's data replaced by a clone of the image that the same build left behind, if there is one
+/// and nothing but this database is replaced with it.
+pub(crate) async fn from_image(
+    ctx: &Context,
+    site: &mut Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Live>, Error> {
+    if !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let name = ctx.config.database.name.clone();
+    let fingerprint = fingerprint(ctx, site, rows, wish)?;
+    if is_small_template(ctx, site, &fingerprint).await? {
+        return Ok(None);
+    }
+    let Some(facts) = image::find(ctx, &site.engine, &fingerprint).await? else { return Ok(None) };
+    let misfits = image::misfits(&site.session, std::iter::once(&facts)).await?;
+    if let Some(misfit) = misfits.into_iter().flatten().next() {
+        ctx.report.note(format!("building anew, the image is not taken: {misfit}"));
+        return Ok(None);
+    }
+    let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
+    if let Some(other) = shared {
+        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
+        return Ok(None);
+    }
+    let sessions = site::sessions(&site.session, &name).await?;
+    let carried = Carried::take(ctx, site).await?;
+    // What is replaced stays until all is done that may fail.
+    let is_held = facts.received && database::find(&site.session, &name).await?.is_some();
+    let keep = (!is_held).then_some(wish.keep);
+    let step = ctx.report.step(CLONE);
+    let replace = async || site.engine.replace(ctx, &fingerprint, keep).await;
+    let replaced =
+        image::once_there_is_room(ctx, &site.engine, &site.session, &fingerprint, replace).await;
+    let server = match replaced {
+        Ok(server) => server,
+        // The old data is served again.
+        Err(error @ (engine::Error::Died { .. } | engine::Error::NotReady { .. })) => {
+            drop(step);
+            ctx.report.warn(format!("building anew, the image does not start: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            site.engine.drop_images(ctx, &[&fingerprint]).await?;
+            return Ok(None);
+        }
+        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
+        Err(error) => {
+            drop(step);
+            // Another environment of the project may have removed it a moment ago.
+            let is_there = image::find(ctx, &site.engine, &fingerprint).await?.is_some();
+            if is_there && !(is_held && matches!(error, engine::Error::NoSpace { .. })) {
+                return Err(error.into());
+            }
+            ctx.report.note(format!("building anew, the image is not served: {error}"));
+            let server = site.engine.ensure(ctx).await?;
+            site.move_to(ctx, server).await?;
+            return Ok(None);
+        }
+    };
+    // It is done: whoever asks to stop now asks too late.
+    let ctx = &ctx.uninterrupted();
+    database::note_ended(ctx, sessions, &name);
+    let complete = async {
+        site.move_to_closed(ctx, server).await?;
+        carried.give_back(&site.session).await?;
+        let of = Some((fingerprint.as_str(), facts.base.as_deref()));
+        database::renew(&site.session, &name, MadeBy::Image, of).await?;
+        database::let_in(&site.session, &name).await?;
+        if facts.received { grant(ctx, site).await } else { Ok(()) }
+    };
+    if let Err(error) = complete.await {
+        drop(step);
+        if is_held {
+            go_back(ctx, site).await;
+        }
+        return Err(error);
+    }
+    if is_held {
+        settle(ctx, site, wish.keep).await;
+    }
+    step.done(fingerprint);
+    let Facts { schema_version, origin, .. } = facts;
+    Ok(Some(Live { migrated: Vec::new(), schema_version, origin }))
+}
+
+/// Where there is no database yet, as in a new branch: the server's data replaced by a clone of the image that
+/// this checkout goes on from, and its database brought to where the checkout is before anybody sees it.
+pub(crate) async fn from_nearest_image(
+    ctx: &Context,
+    site: &mut Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let is_new = database::find(&site.session, name).await?.is_none();
+    if !is_new || !ctx.config.images.enabled || !site.server.started_by_us {
+        return Ok(None);
+    }
+    let Some(nearest) = nearest_image(ctx, site, rows, wish).await? else { return Ok(None) };
+    let facts = &nearest.found;
+    let serving = Serving {
+        image: &facts.fingerprint,
+        roles: &facts.roles,
+        step: CLONE,
+        detail: &facts.fingerprint,
+        refused: "the image is not taken",
+    };
+    if !serve(ctx, site, Some(wish.keep), serving).await? {
+        return Ok(None);
+    }
+    ctx.report.note(nearest.note("image"));
+    migrate_out_of_sight(ctx, site, rows, wish).await.map(Some)
+}
+
+/// The image of this machine that this checkout goes on from.
+pub(crate) async fn nearest_image(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<ancestor::Nearest<image::Facts>>, Error> {
+    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(None) };
+    let images = match image::of_base(ctx, &site.engine, &base).await {
+        Ok(images) => images,
+        Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.note(format!("no image is gone on from: {error}"));
+            return Ok(None);
+        }
+    };
+    let misfits = image::misfits(&site.session, images.iter()).await?;
+    let images = images.into_iter().zip(misfits);
+    let images = images.filter_map(|(facts, misfit)| misfit.is_none().then_some(facts)).collect();
+    let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    Ok(ancestor::nearest(images, past, &here))
+}
+
+/// Takes a database that came with an image out of sight and brings it to where this checkout is.
+pub(crate) async fn migrate_out_of_sight(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Built, Error> {
+    let scratch = Scratch::out_of_sight(&site.server, &ctx.config.database.name).await?;
+    migrate_clone(ctx, site, rows, wish, scratch).await
+}
+
+/// Whether a template serves this build, exactly or nearly: nothing has to come from the store.
+pub(crate) async fn template_is_here(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<bool, Error> {
+    let name = &ctx.config.database.name;
+    let found = database::list(&site.session).await?;
+    let fingerprint = fingerprint(ctx, site, rows, wish)?;
+    if template::ready(&found, name, &fingerprint).is_some() {
+        return Ok(true);
+    }
+    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(false) };
+    Ok(!template::of_base(&site.session, name, &base).await?.is_empty())
+}
+
+/// Whether the same build stands as a template that is too small for an image: it is cloned in less time
+/// than a look into the pool takes, where other projects have one.
+async fn is_small_template(ctx: &Context, site: &Site, fingerprint: &str) -> Result<bool, Error> {
+    let found = database::list(&site.session).await?;
+    match template::ready(&found, &ctx.config.database.name, fingerprint) {
+        Some((name, _)) => {
+            Ok(image::size_of(&site.session, name).await? < ctx.config.images.min_size)
+        }
+        None => Ok(false),
+    }
+}
+
+/// A clone of the template that the same build left behind, if there is one.
+pub(crate) async fn cloned(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let fingerprint = fingerprint(ctx, site, rows, wish)?;
+    let started = std::time::Instant::now();
+    let scratch =
+        template::clone_ready(ctx, &site.server, name, site.owner(ctx), &fingerprint).await?;
+    let Some(scratch) = scratch else { return Ok(None) };
+    ctx.report.step_since("clone the frozen template", started).done("");
+    // Privileges on the database itself stand outside of what a clone copies.
+    let built = or_given_up(ctx, scratch, async |scratch| {
+        let names = scratch.names();
+        users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+        let target = connect::owner(ctx, &site.server, scratch.name());
+        let info = migrate::info(ctx, &target, &site.scripts).await?;
+        Ok((Vec::new(), info.schema_version))
+    });
+    built.await.map(Some)
+}
+
+/// A clone of the template that went the same way for the longest, migrated from there.
+pub(crate) async fn cloned_from_nearest(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Built>, Error> {
+    let name = &ctx.config.database.name;
+    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(None) };
+    let templates = template::of_base(&site.session, name, &base).await?;
+    let past = |(_, marker): &(String, Marker)| {
+        (marker.applied.clone(), marker.made_at.parse().unwrap_or_default())
+    };
+    let here = ancestor::Here::new(ctx, &site.scripts);
+    let Some(nearest) = ancestor::nearest(templates, past, &here) else { return Ok(None) };
+    ctx.report.note(nearest.note("template"));
+    let started = std::time::Instant::now();
+    let (template, marker) = &nearest.found;
+    let scratch = Scratch::clone_of(ctx, &site.server, template, marker, site.owner(ctx)).await?;
+    ctx.report.step_since("clone the nearest template", started).done("");
+    migrate_clone(ctx, site, rows, wish, scratch).await.map(Some)
+}
