@@ -1,4 +1,6 @@
-//! What is frozen on this machine, taken instead of a build. No store is asked.
+//! What is frozen, taken instead of a build. For what is on this machine no store is asked.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -7,6 +9,7 @@ use crate::beside;
 use crate::build::Built;
 use crate::context::Context;
 use crate::database::{self, Origin};
+use crate::engine::Keep;
 use crate::error::{Error, Exit};
 use crate::fingerprint::{Rows, base, fingerprint};
 use crate::frozen::{self, Frozen, Live};
@@ -55,6 +58,19 @@ pub(crate) async fn take(
             None => Ok(None),
         };
     }
+    clone(ctx, site, rows, wish).await
+}
+
+/// A clone of the template of this checkout with these rows, or of the nearest one, migrated from there.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) async fn clone(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Taken>, Error> {
     if let Some(built) = frozen::cloned(ctx, site, rows, wish).await? {
         return Ok(Some(Taken::built((built, Frozen::Already))));
     }
@@ -92,6 +108,20 @@ pub(crate) async fn take_unseen(
     }
 }
 
+/// A snapshot of which only the id is known: its rows may be had of what is frozen here.
+pub(crate) struct Known {
+    pub id: String,
+    pub why: Why,
+}
+
+/// Why they are taken without a look at the store.
+pub(crate) enum Why {
+    /// A new branch begins with them; what is to be said of it.
+    Begins { note: String },
+    /// They were asked for once more.
+    Again,
+}
+
 /// The snapshot whose rows a new branch begins with: the newest one of which an image is here that this checkout
 /// can go on from. What the store has by now is for `reset`. `None`: the store is to be asked.
 ///
@@ -101,10 +131,10 @@ pub(crate) async fn newest(
     ctx: &Context,
     site: &Site,
     wish: &Wish,
-) -> Result<Option<String>, Error> {
-    let Some(branch) = &ctx.config.branch else { return Ok(None) };
+) -> Result<Option<Known>, Error> {
     let config = &ctx.config;
-    if wish.seed != Seed::Auto
+    if config.branch.is_none()
+        || wish.seed != Seed::Auto
         // It is not known of an image whether its snapshot was proved.
         || config.restore.proved_only
         || !config.images.enabled
@@ -120,20 +150,23 @@ pub(crate) async fn newest(
             return Ok(None);
         }
     };
-    let images: Vec<image::Facts> = images.into_iter().map(|image| image.facts).collect();
+    let images: Vec<image::Facts> = images
+        .into_iter()
+        .map(|image| image.facts)
+        .filter(|facts| facts.database == config.database.name)
+        .collect();
     let misfits = image::misfits(&site.session, images.iter()).await?;
     let fitting = images.into_iter().zip(misfits).filter(|(_, misfit)| misfit.is_none());
-    let mut fitting: Vec<(Timestamp, String, image::Facts)> = fitting
-        .filter_map(|(facts, _)| match &facts.origin {
-            Some(Origin::Snapshot { id, taken_at, .. }) => {
-                Some((taken_at.parse().ok()?, id.clone(), facts))
-            }
-            _ => None,
-        })
-        .collect();
-    fitting.sort_by(|a, b| (&b.0, &b.1).cmp(&(&a.0, &a.1)));
+    let of_snapshots = fitting.filter_map(|(facts, _)| match &facts.origin {
+        Some(Origin::Snapshot { id, taken_at, .. }) => {
+            Some((taken_at.parse::<Timestamp>().ok()?, id.clone(), facts))
+        }
+        _ => None,
+    });
+    let mut of_snapshots: Vec<(Timestamp, String, image::Facts)> = of_snapshots.collect();
+    of_snapshots.sort_by(|a, b| (&b.0, &b.1).cmp(&(&a.0, &a.1)));
     let here = ancestor::Here::new(ctx, &site.scripts);
-    for of_one in fitting.chunk_by(|a, b| a.1 == b.1) {
+    for of_one in of_snapshots.chunk_by(|a, b| a.1 == b.1) {
         let Some((taken_at, id, _)) = of_one.first() else { continue };
         let rows = Rows::Snapshot(id);
         let (exact, base) = (fingerprint(ctx, site, rows, wish)?, base(ctx, site, rows, wish)?);
@@ -141,53 +174,77 @@ pub(crate) async fn newest(
             facts.fingerprint == exact
                 || base.is_some() && facts.base == base && here.goes_on_from(&facts.applied)
         };
-        if !of_one
-            .iter()
-            .any(|(_, _, facts)| facts.database == config.database.name && serves(facts))
-        {
-            continue;
+        if of_one.iter().any(|(_, _, facts)| serves(facts)) {
+            let note = note(ctx, id, *taken_at);
+            return Ok(Some(Known { id: id.clone(), why: Why::Begins { note } }));
         }
-        let age = Timestamp::now().duration_since(*taken_at).as_secs();
-        let age = format::age(std::time::Duration::from_secs(u64::try_from(age).unwrap_or(0)));
-        ctx.report.note(format!(
-            "rows of snapshot {id} of {age} ago, of which an image is here; `seedbed reset --branch {}` asks \
-             the store for newer ones",
-            branch.name()
-        ));
-        return Ok(Some(id.clone()));
     }
     Ok(None)
 }
 
-/// What is said beside a store that did not answer, where the rows that the live database came from are here.
-pub(crate) async fn instead_of_the_store(
-    ctx: &Context,
-    site: &Site,
-    wish: &Wish,
-    error: Error,
-) -> Error {
-    if error.exit() != Exit::Store || !matches!(wish.seed, Seed::Auto | Seed::Latest) {
-        return error;
-    }
-    match is_here(ctx, site, wish).await {
-        Ok(true) => Error::NoData {
-            what: String::new(),
-            error: Box::new(error),
-            instead: "the rows that it came from are on this machine: `seedbed reset --seed same`"
-                .to_owned(),
-        },
-        // The store is what the user has to know of.
-        Ok(false) | Err(_) => error,
+fn note(ctx: &Context, id: &str, taken_at: Timestamp) -> String {
+    let seconds = Timestamp::now().duration_since(taken_at).as_secs();
+    let age = format::age(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+    let reset = typed(ctx, "reset");
+    format!(
+        "began with rows of {age} ago, snapshot {id}, of an image that is here; newer ones of the store: `{reset}`"
+    )
+}
+
+/// A command about this environment, as it has to be typed.
+fn typed(ctx: &Context, command: &str) -> String {
+    match &ctx.config.branch {
+        Some(branch) => format!("seedbed {command} --branch {}", branch.name()),
+        None => format!("seedbed {command}"),
     }
 }
 
-/// Whether the rows that the live database came from are frozen here.
-async fn is_here(ctx: &Context, site: &Site, wish: &Wish) -> Result<bool, Error> {
+/// What does instead where rows could not be had, or a script fails on those that were at hand.
+pub(crate) async fn instead(
+    ctx: &Context,
+    site: &Site,
+    wish: &Wish,
+    known: Option<&Known>,
+    error: Error,
+) -> Error {
+    let asks_the_store = matches!(wish.seed, Seed::Auto | Seed::Latest);
+    let instead = match (known, error.exit()) {
+        (Some(Known { why: Why::Begins { .. }, .. }), Exit::Script) => {
+            format!("begin with the newest rows of the store: `{}`", typed(ctx, "up --seed latest"))
+        }
+        (Some(Known { why: Why::Again, .. }), Exit::NoSnapshot) => return gone(ctx, error),
+        // What went wrong with the question is not what the user has to know.
+        (_, Exit::Store) if asks_the_store && is_here(ctx, site).await.unwrap_or(false) => format!(
+            "the rows that `{}` came from are on this machine: `{}`",
+            ctx.config.database.name,
+            typed(ctx, "reset --seed same")
+        ),
+        _ => return error,
+    };
+    Error::Instead { what: String::new(), error: Box::new(error), instead }
+}
+
+/// Of a snapshot that is needed once more.
+pub(crate) fn gone(ctx: &Context, error: Error) -> Error {
+    match error.exit() {
+        Exit::NoSnapshot => Error::Instead {
+            what: "the snapshot that the live database came from is needed once more: ".to_owned(),
+            error: Box::new(error),
+            instead: format!("go on from the newest one: `{}`", typed(ctx, "reset")),
+        },
+        _ => error,
+    }
+}
+
+/// Whether `reset --seed same` would find the rows that the live database came from frozen here.
+async fn is_here(ctx: &Context, site: &Site) -> Result<bool, Error> {
     let live = database::find(&site.session, &ctx.config.database.name).await?;
     let origin = live.and_then(|live| live.marker).and_then(|marker| marker.origin);
     let Some(Origin::Snapshot { id, .. }) = origin else { return Ok(false) };
     let rows = Rows::Snapshot(&id);
+    let wish = &Wish { seed: Seed::Id(id.clone()), to: None, skip_damaged: false, keep: Keep::No };
     let exact = fingerprint(ctx, site, rows, wish)?;
     Ok(image::find(ctx, &site.engine, &exact).await?.is_some()
-        || frozen::template_is_here(ctx, site, rows, wish).await?)
+        || frozen::template_is_here(ctx, site, rows, wish).await?
+        || beside::nearest(ctx, site, rows, wish).await?.is_some())
 }

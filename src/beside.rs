@@ -1,5 +1,6 @@
 //! A reset of another checkout: an image is brought to where the checkout is on a second server, beside the live one.
 
+use crate::ancestor::Nearest;
 use crate::build::Built;
 use crate::config::EngineKind;
 use crate::connect;
@@ -27,19 +28,8 @@ pub(crate) async fn bring_forward(
     rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<Option<Vec<migrate::Ran>>, Error> {
+    let Some(nearest) = nearest(ctx, site, rows, wish).await? else { return Ok(None) };
     let name = &ctx.config.database.name;
-    if !ctx.config.images.enabled
-        || !site.server.started_by_us
-        || database::find(&site.session, name).await?.is_none()
-        // Where it lies elsewhere nothing keeps the image when the second server goes.
-        || site.engine.moves_to_freeze(ctx)?
-        || image::size_of(&site.session, name).await? < ctx.config.images.min_size.saturating_mul(BESIDE)
-    {
-        return Ok(None);
-    }
-    let Some(nearest) = frozen::nearest_image(ctx, site, rows, wish).await? else {
-        return Ok(None);
-    };
     // It would not be served in the end.
     let shared = image::shared_with(&site.session, name, Some(&nearest.found.roles), "").await?;
     if let Some(other) = shared {
@@ -70,6 +60,26 @@ pub(crate) async fn bring_forward(
         }
         migrated => migrated,
     }
+}
+
+/// The image that a second server would go on from, where one is worth its start.
+pub(crate) async fn nearest(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<Nearest<image::Facts>>, Error> {
+    let name = &ctx.config.database.name;
+    if !ctx.config.images.enabled
+        || !site.server.started_by_us
+        || database::find(&site.session, name).await?.is_none()
+        // Where it lies elsewhere nothing keeps the image when the second server goes.
+        || site.engine.moves_to_freeze(ctx)?
+        || image::size_of(&site.session, name).await? < ctx.config.images.min_size.saturating_mul(BESIDE)
+    {
+        return Ok(None);
+    }
+    frozen::nearest_image(ctx, site, rows, wish).await
 }
 
 /// The configuration by which a second server is what the environment's is, whatever else is here.

@@ -43,9 +43,9 @@ pub enum Error {
     /// A check did not hold; its findings were reported already.
     #[error("{0}")]
     CheckFailed(String),
-    /// Less than a snapshot would do only if it were asked for.
+    /// Something else would do, if it were asked for.
     #[error("{what}{error}")]
-    NoData { what: String, error: Box<Error>, instead: String },
+    Instead { what: String, error: Box<Error>, instead: String },
     /// The server met a full disk; the hint names it.
     #[error("{error}")]
     Full {
@@ -101,7 +101,7 @@ impl Error {
             Self::CommandLine(_) => Exit::CommandLine,
             Self::Refused { .. } => Exit::Refused,
             Self::CheckFailed(_) => Exit::CheckFailed,
-            Self::NoData { error, .. } | Self::Full { error, .. } => error.exit(),
+            Self::Instead { error, .. } | Self::Full { error, .. } => error.exit(),
             Self::Database { error, .. } => pg_exit(error),
             Self::Server(_) | Self::NoServer => Exit::Server,
             Self::File { .. } => Exit::Database,
@@ -132,7 +132,7 @@ impl Error {
             | Self::Database { .. }
             | Self::File { .. } => Vec::new(),
             Self::Refused { hint, .. } => hint.iter().cloned().collect(),
-            Self::NoData { error, instead, .. } => {
+            Self::Instead { error, instead, .. } => {
                 error.hints().into_iter().take(1).chain([instead.clone()]).collect()
             }
             Self::Full { error, hint } => {

@@ -6,7 +6,7 @@
 use camino::Utf8Path;
 use serde::Serialize;
 
-use crate::at_hand::{self, Taken};
+use crate::at_hand::{self, Known, Taken, Why};
 use crate::build::{Built, build, given_up, run_scripts};
 use crate::connect;
 use crate::context::Context;
@@ -68,12 +68,12 @@ pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error>
     let live = match live {
         Some(live) if fresh == Fresh::No => live,
         live => {
-            let (wish, rows) = again(live, wish)?;
-            let rows = match fresh {
+            let (wish, known) = again(live, wish)?;
+            let known = match fresh {
                 Fresh::No => at_hand::newest(ctx, &site, &wish).await?,
-                Fresh::Yes => rows,
+                Fresh::Yes => known,
             };
-            return build_and_swap(ctx, &mut site, wish, rows).await;
+            return build_and_swap(ctx, &mut site, wish, known).await;
         }
     };
     if wish.seed != Seed::Auto {
@@ -106,9 +106,9 @@ pub enum Fresh {
 pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
     let mut site = site::open(ctx, verb).await?;
     let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
+    let (wish, known) = again(live, wish)?;
     site::make_roles(ctx, &site).await?;
-    let (wish, rows) = again(live, wish)?;
-    build_and_swap(ctx, &mut site, wish, rows).await
+    build_and_swap(ctx, &mut site, wish, known).await
 }
 
 /// The database that the last `reset --keep` has replaced is live again, and the present one is kept.
@@ -285,6 +285,9 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
             Err(error) => ctx.report.warn(format!("a scratch server stays: {error}")),
             Ok(()) => {}
         }
+    }
+    if volumes == engine::Volumes::Remove {
+        frozen::forget_carried(ctx)?;
     }
     match engine::chosen_before(ctx).await? {
         Some(engine) => Ok(engine.stop(ctx, volumes).await?),
@@ -479,7 +482,7 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
     };
     let built = built.await.map_err(|error| match error.exit() {
         // Scripts that run on an empty database prove little, and a wrong store would go unnoticed.
-        Exit::NoSnapshot => Error::NoData {
+        Exit::NoSnapshot => Error::Instead {
             what: String::new(),
             error: Box::new(error),
             instead: "prove the scripts without data: `seedbed ci --empty`".to_owned(),
@@ -513,7 +516,8 @@ pub(crate) async fn make_template(
     let site = site::enter(ctx, verb, lock, files, engine, server).await?;
     site::make_roles(ctx, &site).await?;
     let wish = Wish { seed: Seed::of(origin), to: None, skip_damaged: false, keep: Keep::No };
-    let source = source::choose(ctx, &site, &wish).await.map_err(gone)?;
+    let source =
+        source::choose(ctx, &site, &wish).await.map_err(|error| at_hand::gone(ctx, error))?;
     let Built { scratch, .. } = build(ctx, &site, &source, &wish).await?;
     match ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await {
         Ok(()) => scratch.release().await,
@@ -522,8 +526,8 @@ pub(crate) async fn make_template(
     Ok(())
 }
 
-/// What `--seed same` means for this database, and the snapshot whose rows may be frozen here.
-fn again(live: Option<Found>, wish: Wish) -> Result<(Wish, Option<String>), Error> {
+/// What `--seed same` means for this database.
+fn again(live: Option<Found>, wish: Wish) -> Result<(Wish, Option<Known>), Error> {
     if wish.seed != Seed::Same {
         return Ok((wish, None));
     }
@@ -533,62 +537,65 @@ fn again(live: Option<Found>, wish: Wish) -> Result<(Wish, Option<String>), Erro
             hint: Some("build one: `seedbed up`".to_owned()),
         });
     };
-    let rows = match &origin {
-        Origin::Snapshot { id, .. } => Some(id.clone()),
-        Origin::Files | Origin::Empty => None,
-    };
-    Ok((Wish { seed: Seed::of(&origin), ..wish }, rows))
+    let wish = Wish { seed: Seed::of(&origin), ..wish };
+    Ok(match origin {
+        Origin::Snapshot { id, .. } => (wish, Some(Known { id, why: Why::Again })),
+        Origin::Files | Origin::Empty => (wish, None),
+    })
 }
 
-/// Of a snapshot that is needed once more.
-fn gone(error: Error) -> Error {
-    match error.exit() {
-        Exit::NoSnapshot => Error::NoData {
-            what: "the snapshot that the live database came from is needed once more: ".to_owned(),
-            error: Box::new(error),
-            instead: "go on from the newest one: `seedbed reset`".to_owned(),
-        },
-        _ => error,
-    }
-}
-
-/// `rows`: the id of a snapshot whose rows may be had of what is frozen here, so that no store has to be asked.
 async fn build_and_swap(
     ctx: &Context,
     site: &mut Site,
     wish: Wish,
-    rows: Option<String>,
+    known: Option<Known>,
 ) -> Result<Ready, Error> {
-    if let Some(id) = &rows
-        && let Some(taken) = at_hand::take(ctx, site, Rows::Snapshot(id), &wish).await?
-    {
-        return make_live(ctx, site, &wish, taken).await;
+    match take_or_build(ctx, site, &wish, known.as_ref()).await {
+        Ok(taken) => make_live(ctx, site, &wish, taken).await,
+        Err(error) => Err(at_hand::instead(ctx, site, &wish, known.as_ref(), error).await),
     }
-    let source = match source::choose(ctx, site, &wish).await {
-        Ok(source) => source,
-        Err(error) if rows.is_some() && wish.seed != Seed::Auto => return Err(gone(error)),
-        Err(error) => return Err(at_hand::instead_of_the_store(ctx, site, &wish, error).await),
-    };
-    if let Some(taken) = at_hand::take(ctx, site, Rows::of(&source), &wish).await? {
-        return make_live(ctx, site, &wish, taken).await;
+}
+
+async fn take_or_build(
+    ctx: &Context,
+    site: &mut Site,
+    wish: &Wish,
+    known: Option<&Known>,
+) -> Result<Taken, Error> {
+    if let Some(Known { id, why }) = known
+        && let Some(taken) = at_hand::take(ctx, site, Rows::Snapshot(id), wish).await?
+    {
+        if let Why::Begins { note } = why {
+            ctx.report.note(note);
+        }
+        return Ok(taken);
+    }
+    let source = source::choose(ctx, site, wish).await?;
+    let rows = Rows::of(&source);
+    let was_tried = matches!((known, rows), (Some(known), Rows::Snapshot(id)) if known.id == id);
+    if !was_tried && let Some(taken) = at_hand::take(ctx, site, rows, wish).await? {
+        return Ok(taken);
     }
     let whom = published::For::Everybody;
-    let taken = match published::arrive(ctx, site, &source, &wish, whom).await? {
-        Arrival::Live(live) => Taken::Live(live),
+    match published::arrive(ctx, site, &source, wish, whom).await? {
+        Arrival::Live(live) => Ok(Taken::Live(live)),
         Arrival::Migrated(built) => {
-            Taken::built(frozen::freeze_or_give_up(ctx, site, *built, &wish).await?)
+            frozen::freeze_or_give_up(ctx, site, *built, wish).await.map(Taken::built)
         }
         Arrival::None => {
-            frozen::move_in_first(ctx, site, &source, &wish).await?;
+            frozen::move_in_first(ctx, site, &source, wish).await?;
             let site = &*site;
-            let built = source::from_first_whole(ctx, site, &wish, source, async |source| {
-                let built = build(ctx, site, source, &wish).await?;
-                frozen::freeze_or_give_up(ctx, site, built, &wish).await
+            let built = source::from_first_whole(ctx, site, wish, source, async |source| {
+                // The next one that is whole may be frozen already.
+                if let Some(taken) = at_hand::clone(ctx, site, Rows::of(source), wish).await? {
+                    return Ok(taken);
+                }
+                let built = build(ctx, site, source, wish).await?;
+                frozen::freeze_or_give_up(ctx, site, built, wish).await.map(Taken::built)
             });
-            Taken::built(built.await?)
+            built.await
         }
-    };
-    make_live(ctx, site, &wish, taken).await
+    }
 }
 
 async fn make_live(

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::database::{self, Found, Kind, MadeBy, Origin, Scratch, points};
 use crate::engine::{self, Engine, Keep, Server, Stored};
 use crate::error::{self, Exit};
+use crate::frozen;
 use crate::guard;
 use crate::image;
 use crate::lock::{self, ProjectLock};
@@ -139,6 +140,8 @@ async fn open(ctx: &Context, verb: &str) -> Result<Site, error::Error> {
     let session = connect::session(&server.admin).await?;
     lock::database(&session, &ctx.config.database.name).await?;
     database::recover(ctx, &server, &ctx.config.database.name).await?;
+    // A point is to have them.
+    frozen::give_what_is_left(ctx, &server, &session).await?;
     Ok(Site { engine, server, session, _lock: lock })
 }
 

@@ -131,7 +131,7 @@ pub(crate) async fn enter(
     lock::database(&session, name).await?;
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
-    frozen::give_what_is_left(ctx, &session).await?;
+    frozen::give_what_is_left(ctx, &server, &session).await?;
     let Files { accounts, scripts } = files;
     Ok(Site { engine, server, session, scripts, accounts, listing, _lock: Some(lock) })
 }

@@ -153,7 +153,7 @@ pub(crate) async fn choose(ctx: &Context, site: &Site, wish: &Wish) -> Result<So
             if let Some(Origin::Snapshot { id, .. }) = origin {
                 let what = format!("the database came from snapshot {id}, and ");
                 let instead = "replace it by less: `--seed files` or `--seed none`".to_owned();
-                return Err(Error::NoData { what, error: Box::new(error), instead });
+                return Err(Error::Instead { what, error: Box::new(error), instead });
             }
             let line = format!("{error}; see `seedbed snapshot why`");
             match &error {

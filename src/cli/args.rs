@@ -226,7 +226,7 @@ impl Command {
 
 #[derive(Debug, Args)]
 pub struct Up {
-    /// What to fill a new database with: `latest`, `none`, `files` or a snapshot's id
+    /// What to fill a new database with: `latest`, `none`, `files` or a snapshot's id; `same` with --fresh
     #[arg(long, value_name = "WHAT")]
     pub seed: Option<String>,
     /// Build a new database even though there is one

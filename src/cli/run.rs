@@ -443,6 +443,10 @@ async fn delete(ctx: &Context, id: &str) -> Result<Outcome, Error> {
 }
 
 async fn ci(ctx: &Context, options: &args::Ci, quiet_stdout: bool) -> Result<Outcome, Error> {
+    if options.seed.as_deref() == Some("same") {
+        let message = "`ci --seed same`: it replaces no database whose rows could be had again";
+        return Err(Error::CommandLine(message.to_owned()));
+    }
     let proof = journeys::ci(
         ctx,
         CiOptions {

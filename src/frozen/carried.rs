@@ -1,14 +1,17 @@
 //! Passwords on their way from a server to the one that replaces it: some the users files give only where they
-//! make a role.
+//! make a role, and an image from the store has none.
 //!
-//! What the files do not give lies in `.seedbed/passwords.json` (mode 0600) from before the server is replaced until
-//! it is given back, so that a run that is killed in between loses none.
+//! What the files do not give lies in `.seedbed/passwords.json` (mode 0600) from before the server is replaced by such
+//! an image until it is given back, so that a run that is killed in between loses none.
 
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
+use crate::engine::Server;
 use crate::error::Error;
 use crate::pg::Session;
 use crate::site::Site;
@@ -20,12 +23,20 @@ pub(crate) struct Carried {
     file: Utf8PathBuf,
 }
 
+/// What lies in the file.
+#[derive(Serialize, Deserialize)]
+struct Left<V> {
+    /// Of which kind of server: another one has roles of its own.
+    server: String,
+    verifiers: Vec<V>,
+}
+
 impl Carried {
-    /// Those of a server that is about to be replaced.
+    /// Those of a server that is about to be replaced by an image, which came from the store or was made here.
     ///
     /// # Errors
-    /// What the server said; a file that cannot be written.
-    pub(crate) async fn take(ctx: &Context, site: &Site) -> Result<Self, Error> {
+    /// What the server said.
+    pub(crate) async fn take(ctx: &Context, site: &Site, received: bool) -> Result<Self, Error> {
         let verifiers = users::verifiers(&site.session).await;
         let verifiers = verifiers
             .map_err(|error| Error::Database { what: "look at passwords".to_owned(), error })?;
@@ -33,9 +44,14 @@ impl Carried {
         let ours = [site.owner(ctx), site.server.admin.user.as_str()];
         let is_given = |role: &str| site.accounts.gives_password_to(role) || ours.contains(&role);
         let only_here: Vec<&Verifier> =
-            verifiers.iter().filter(|had| !is_given(&had.role)).collect();
+            verifiers.iter().filter(|had| received && !is_given(&had.role)).collect();
         if !only_here.is_empty() {
-            write(&file, &only_here).map_err(failed("write", &file))?;
+            let server = site.server.kind.as_str().to_owned();
+            let left = Left { server, verifiers: only_here };
+            if let Err(error) = write(&file, &left) {
+                ctx.report
+                    .warn(format!("killed from here on passwords would be lost: {file}: {error}"));
+            }
         }
         Ok(Self { verifiers, file })
     }
@@ -44,27 +60,53 @@ impl Carried {
     ///
     /// # Errors
     /// What the server said; a file that cannot be removed.
-    pub(crate) async fn give_back(self, session: &Session) -> Result<(), Error> {
+    pub(crate) async fn give_back(&self, session: &Session) -> Result<(), Error> {
         give(session, &self.verifiers).await?;
         remove(&self.file)
     }
+
+    /// They are where they were: the old server is served again.
+    pub(crate) fn forget(&self, ctx: &Context) {
+        if let Err(error) = remove(&self.file) {
+            ctx.report.warn(error.to_string());
+        }
+    }
 }
 
-/// Gives back what a run that was killed has carried.
+/// Gives back what a run that was killed has carried, where the server is the environment's own.
 ///
 /// # Errors
-/// What the server said; what is wrong with the file.
-pub(crate) async fn give_what_is_left(ctx: &Context, session: &Session) -> Result<(), Error> {
+/// What the server said; a file that cannot be read or removed.
+pub(crate) async fn give_what_is_left(
+    ctx: &Context,
+    server: &Server,
+    session: &Session,
+) -> Result<(), Error> {
     let file = file(ctx);
+    if !server.started_by_us {
+        return Ok(());
+    }
     let text = match fs_err::read(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("read", &file)(error)),
+        Err(error) => return Err(Error::File { action: "read", path: file, error }),
     };
-    let verifiers: Vec<Verifier> =
-        serde_json::from_slice(&text).map_err(|error| failed("read", &file)(error.into()))?;
-    give(session, &verifiers).await?;
+    match serde_json::from_slice::<Left<Verifier>>(&text) {
+        Ok(left) if left.server == server.kind.as_str() => give(session, &left.verifiers).await?,
+        Ok(_) => return Ok(()),
+        Err(error) => {
+            ctx.report.warn(format!("passwords that a run has carried are lost: {file}: {error}"));
+        }
+    }
     remove(&file)
+}
+
+/// Removes what a run that was killed has carried: its server's data is gone.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub(crate) fn forget_carried(ctx: &Context) -> Result<(), Error> {
+    remove(&file(ctx))
 }
 
 async fn give(session: &Session, verifiers: &[Verifier]) -> Result<(), Error> {
@@ -76,24 +118,33 @@ fn file(ctx: &Context) -> Utf8PathBuf {
     ctx.state_dir().join("passwords.json")
 }
 
-fn write(path: &Utf8Path, verifiers: &[&Verifier]) -> std::io::Result<()> {
-    let dir = path.parent().unwrap_or(Utf8Path::new("."));
-    // A temporary file has mode 0600 from its first moment.
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(&serde_json::to_vec(verifiers)?)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    std::fs::File::open(dir)?.sync_all()
+/// Where it is written before it has its name; a run that was killed may have left one.
+fn part_of(path: &Utf8Path) -> Utf8PathBuf {
+    path.with_extension("part")
+}
+
+fn write(path: &Utf8Path, left: &Left<&Verifier>) -> std::io::Result<()> {
+    let part = part_of(path);
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    file.write_all(&serde_json::to_vec(left)?)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)?;
+    std::fs::File::open(path.parent().unwrap_or(Utf8Path::new(".")))?.sync_all()
 }
 
 fn remove(path: &Utf8Path) -> Result<(), Error> {
-    match fs_err::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        Ok(()) | Err(_) => Ok(()),
+    for path in [&part_of(path), path] {
+        match fs_err::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::File { action: "remove", path: path.to_owned(), error });
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
-}
-
-fn failed(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> Error {
-    let path = path.to_owned();
-    move |error| Error::File { action, path, error }
+    Ok(())
 }

@@ -5,7 +5,7 @@ mod freeze;
 mod serve;
 mod take;
 
-pub(crate) use carried::give_what_is_left;
+pub(crate) use carried::{forget_carried, give_what_is_left};
 pub(crate) use freeze::{Frozen, forget_kept, freeze_image, freeze_or_give_up, move_in_first};
 pub(crate) use serve::{Serving, go_back, grant, serve, settle};
 pub(crate) use take::{

@@ -1,8 +1,7 @@
 //! Templates and images of this machine, taken instead of a build: those of exactly this checkout and those that
 //! it goes on from.
 
-use super::carried::Carried;
-use super::serve::{Serving, go_back, grant, serve, settle};
+use super::serve::{Served, Serving, go_back, grant, serve, settle, try_to_serve};
 use crate::ancestor;
 use crate::build::{Built, migrate_clone, or_given_up};
 use crate::connect;
@@ -13,13 +12,22 @@ use crate::error::Error;
 use crate::fingerprint::{Rows, base, fingerprint};
 use crate::image::{self, Facts};
 use crate::migrate;
-use crate::site::{self, Site};
+use crate::site::Site;
 use crate::source::Wish;
 use crate::template;
 use crate::users;
 
-/// The step in which an image of this machine is served.
-const CLONE: &str = "serve a clone of the image";
+/// Of an image of this machine.
+fn serving(facts: &Facts) -> Serving<'_> {
+    Serving {
+        image: &facts.fingerprint,
+        roles: &facts.roles,
+        received: facts.received,
+        step: "serve a clone of the image",
+        detail: &facts.fingerprint,
+        refused: "the image is not taken",
+    }
+}
 
 /// A database that is live because its server's data was replaced.
 pub(crate) struct Live {
@@ -51,58 +59,36 @@ pub(crate) async fn from_image(
         ctx.report.note(format!("building anew, the image is not taken: {misfit}"));
         return Ok(None);
     }
-    let shared = image::held_with(&site.session, &name, Some(&facts.roles)).await?;
-    if let Some(other) = shared {
-        ctx.report.note(format!("the image is not taken: it would replace {other} as well"));
-        return Ok(None);
-    }
-    let sessions = site::sessions(&site.session, &name).await?;
-    let carried = Carried::take(ctx, site).await?;
     // What is replaced stays until all is done that may fail.
     let is_held = facts.received && database::find(&site.session, &name).await?.is_some();
     let keep = (!is_held).then_some(wish.keep);
-    let step = ctx.report.step(CLONE);
-    let replace = async || site.engine.replace(ctx, &fingerprint, keep).await;
-    let replaced =
-        image::once_there_is_room(ctx, &site.engine, &site.session, &fingerprint, replace).await;
-    let server = match replaced {
-        Ok(server) => server,
-        // The old data is served again.
-        Err(error @ (engine::Error::Died { .. } | engine::Error::NotReady { .. })) => {
-            drop(step);
+    match try_to_serve(ctx, site, keep, &serving(&facts)).await? {
+        Served::Yes => {}
+        Served::Refused => return Ok(None),
+        Served::Failed(error @ (engine::Error::Died { .. } | engine::Error::NotReady { .. })) => {
             ctx.report.warn(format!("building anew, the image does not start: {error}"));
-            let server = site.engine.ensure(ctx).await?;
-            site.move_to(ctx, server).await?;
             site.engine.drop_images(ctx, &[&fingerprint]).await?;
             return Ok(None);
         }
-        Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
-        Err(error) => {
-            drop(step);
+        Served::Failed(error) => {
             // Another environment of the project may have removed it a moment ago.
             let is_there = image::find(ctx, &site.engine, &fingerprint).await?.is_some();
             if is_there && !(is_held && matches!(error, engine::Error::NoSpace { .. })) {
                 return Err(error.into());
             }
             ctx.report.note(format!("building anew, the image is not served: {error}"));
-            let server = site.engine.ensure(ctx).await?;
-            site.move_to(ctx, server).await?;
             return Ok(None);
         }
-    };
+    }
     // It is done: whoever asks to stop now asks too late.
     let ctx = &ctx.uninterrupted();
-    database::note_ended(ctx, sessions, &name);
     let complete = async {
-        site.move_to_closed(ctx, server).await?;
-        carried.give_back(&site.session).await?;
         let of = Some((fingerprint.as_str(), facts.base.as_deref()));
         database::renew(&site.session, &name, MadeBy::Image, of).await?;
         database::let_in(&site.session, &name).await?;
         if facts.received { grant(ctx, site).await } else { Ok(()) }
     };
     if let Err(error) = complete.await {
-        drop(step);
         if is_held {
             go_back(ctx, site).await;
         }
@@ -111,7 +97,6 @@ pub(crate) async fn from_image(
     if is_held {
         settle(ctx, site, wish.keep).await;
     }
-    step.done(fingerprint);
     let Facts { schema_version, origin, .. } = facts;
     Ok(Some(Live { migrated: Vec::new(), schema_version, origin }))
 }
@@ -130,15 +115,7 @@ pub(crate) async fn from_nearest_image(
         return Ok(None);
     }
     let Some(nearest) = nearest_image(ctx, site, rows, wish).await? else { return Ok(None) };
-    let facts = &nearest.found;
-    let serving = Serving {
-        image: &facts.fingerprint,
-        roles: &facts.roles,
-        step: CLONE,
-        detail: &facts.fingerprint,
-        refused: "the image is not taken",
-    };
-    if !serve(ctx, site, Some(wish.keep), serving).await? {
+    if !serve(ctx, site, Some(wish.keep), &serving(&nearest.found)).await? {
         return Ok(None);
     }
     ctx.report.note(nearest.note("image"));
@@ -190,11 +167,24 @@ pub(crate) async fn template_is_here(
     let name = &ctx.config.database.name;
     let found = database::list(&site.session).await?;
     let fingerprint = fingerprint(ctx, site, rows, wish)?;
-    if template::ready(&found, name, &fingerprint).is_some() {
-        return Ok(true);
-    }
-    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(false) };
-    Ok(!template::of_base(&site.session, name, &base).await?.is_empty())
+    Ok(template::ready(&found, name, &fingerprint).is_some()
+        || nearest_template(ctx, site, rows, wish).await?.is_some())
+}
+
+/// The template that this checkout goes on from.
+async fn nearest_template(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Option<ancestor::Nearest<(String, Marker)>>, Error> {
+    let name = &ctx.config.database.name;
+    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(None) };
+    let templates = template::of_base(&site.session, name, &base).await?;
+    let past = |(_, marker): &(String, Marker)| {
+        (marker.applied.clone(), marker.made_at.parse().unwrap_or_default())
+    };
+    Ok(ancestor::nearest(templates, past, &ancestor::Here::new(ctx, &site.scripts)))
 }
 
 /// Whether the same build stands as a template that is too small for an image: it is cloned in less time
@@ -241,14 +231,7 @@ pub(crate) async fn cloned_from_nearest(
     rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<Option<Built>, Error> {
-    let name = &ctx.config.database.name;
-    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(None) };
-    let templates = template::of_base(&site.session, name, &base).await?;
-    let past = |(_, marker): &(String, Marker)| {
-        (marker.applied.clone(), marker.made_at.parse().unwrap_or_default())
-    };
-    let here = ancestor::Here::new(ctx, &site.scripts);
-    let Some(nearest) = ancestor::nearest(templates, past, &here) else { return Ok(None) };
+    let Some(nearest) = nearest_template(ctx, site, rows, wish).await? else { return Ok(None) };
     ctx.report.note(nearest.note("template"));
     let started = std::time::Instant::now();
     let (template, marker) = &nearest.found;

@@ -465,11 +465,12 @@ async fn replace(
     let serving = Serving {
         image: name,
         roles: &found.roles,
+        received: true,
         step: "serve it",
         detail: "",
         refused: &format!("loading rows, the published image {}", found.id),
     };
-    if frozen::serve(ctx, site, keep, serving).await? {
+    if frozen::serve(ctx, site, keep, &serving).await? {
         return Ok(true);
     }
     // Nor is it to be tried by the next reset.

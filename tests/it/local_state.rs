@@ -95,3 +95,26 @@ fn a_run_that_is_killed_while_it_writes_its_state_is_taken_up_by_the_next() {
         }
     }
 }
+
+/// The number in a lock file that a killed run has left may be that of another process by now.
+#[test]
+fn f31_a_lock_counts_while_it_is_held_whatever_number_its_file_names() {
+    let sandbox = project();
+    let up = ["up", "--seed", "none"];
+    sandbox.run(&up).succeeds();
+    let path = sandbox.project().join(".seedbed/lock");
+    let ours = format!("`seedbed reset`, process {}, since 09:00:00", std::process::id());
+    fs_err::write(&path, format!("{ours}\n")).expect("is there");
+    sandbox.run(&up).succeeds();
+
+    fs_err::write(&path, format!("{ours}\n")).expect("is there");
+    let held = std::fs::File::open(&path).expect("is there");
+    held.lock().expect("nobody has it");
+    let run = sandbox.run(&up).exits(11);
+    let said = format!("error: another run works on this project: {ours}\n");
+    assert!(run.stderr.contains(&said), "{}", run.stderr);
+    // An environment of its own has a lock of its own.
+    sandbox.run(&[&up[..], &["--branch", "other"]].concat()).succeeds();
+    drop(held);
+    sandbox.run(&up).succeeds();
+}

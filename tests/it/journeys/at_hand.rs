@@ -2,8 +2,9 @@
 
 use super::branches::on_branch;
 use super::images::{in_docker, native_with_reflinks, use_it};
-use super::{Production, Project, contents};
-use crate::harness::Run;
+use super::{Production, Project, contents, elsewhere, files_below};
+use crate::harness::postgres::{query_text, run_sql};
+use crate::harness::{Run, unique};
 
 /// A store that nobody answers for.
 const NOBODY: [&str; 8] = [
@@ -31,57 +32,84 @@ async fn publish_a_newer_one(project: &Project) {
 }
 
 /// The store is named, and what does without it.
-fn names_the_way_without(run: &Run) {
+#[track_caller]
+fn names_the_way_without(run: &Run, command: &str) {
     assert!(run.stderr.contains("error: cannot reach http://127.0.0.1:1: "), "{}", run.stderr);
-    let hint =
-        "hint: the rows that it came from are on this machine: `seedbed reset --seed same`\n";
-    assert!(run.stderr.ends_with(hint), "{}", run.stderr);
+    let hint = format!("hint: the rows that `shop` came from are on this machine: `{command}`\n");
+    assert!(run.stderr.ends_with(&hint), "{}", run.stderr);
 }
 
+/// Items that a newer snapshot has changed.
+const CHANGED: &str = "select count(*) from shop.item where cents = 4711";
+
 async fn a_branch_begins_with_what_is_here(project: &Project) {
-    const HERE: &str = "of which an image is here";
+    const HERE: &str = "of an image that is here";
+    let without_repeatables = || {
+        std::fs::remove_file(project.sandbox.project().join("sql/R__totals.sql"))
+            .expect("is there");
+    };
     project.run(&["up"]).succeeds();
     let older = project.contents().await;
     publish_a_newer_one(project).await;
 
     let up = project.run(&["up", "--branch", "next"]).succeeds();
     assert!(up.stderr.contains(HERE), "{}", up.stderr);
-    assert!(up.stderr.contains("`seedbed reset --branch next` asks the store"), "{}", up.stderr);
+    assert!(up.stderr.contains("store: `seedbed reset --branch next`"), "{}", up.stderr);
     assert!(up.stderr.contains("serve a clone of the image"), "{}", up.stderr);
     assert!(!up.stderr.contains("choose snapshot"), "{}", up.stderr);
-    assert_eq!(contents(&on_branch(project, "next")).await, older);
-    // What is newer comes where it is asked for.
+    let next = on_branch(project, "next");
+    assert_eq!(contents(&next).await, older);
+    // A reset takes what is newer, and says so where it cannot.
+    let reset = without_a_store(&["reset", "--branch", "next"]);
+    names_the_way_without(&project.run(&reset).exits(9), "seedbed reset --seed same --branch next");
+    project.run(&["reset", "--branch", "next"]).succeeds();
+    let newer = contents(&next).await;
+    assert_ne!(newer, older);
+    assert_eq!(query_text(&next, CHANGED).await, "100");
+    // So does who asks for it.
     let latest = project.run(&["up", "--branch", "latest", "--seed", "latest"]).succeeds();
     assert!(!latest.stderr.contains(HERE), "{}", latest.stderr);
-    let newer = contents(&on_branch(project, "latest")).await;
-    assert_ne!(newer, older);
-    project.run(&["reset", "--branch", "next"]).succeeds();
-    assert_eq!(contents(&on_branch(project, "next")).await, newer);
+    assert_eq!(contents(&on_branch(project, "latest")).await, newer);
     // Where only what was proved is to be taken, the store knows of it.
-    let proved = ["up", "--branch", "proved", "--proved", "--seed", "latest"];
-    let proved = project.run(&proved).exits(8);
+    let proved = project.run(&["up", "--branch", "proved", "--proved"]).succeeds();
     assert!(!proved.stderr.contains(HERE), "{}", proved.stderr);
+    assert!(proved.stderr.contains("none fits"), "{}", proved.stderr);
 
-    // No store answers: the newest that is here, migrated to where the checkout is.
-    std::fs::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
-    project.run(&["reset"]).succeeds();
-    assert!(project.contents().await.contains("item"), "it is there");
-    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    // Both snapshots have an image by now: the newer one is begun with.
     let up = project.run(&without_a_store(&["up", "--branch", "train"])).succeeds();
     assert!(up.stderr.contains(HERE), "{}", up.stderr);
-    assert!(up.stderr.contains("1 script to go"), "{}", up.stderr);
-    let train = on_branch(project, "train");
-    let cents = "select count(*) from shop.item where cents = 4711";
-    assert_eq!(crate::harness::postgres::query_text(&train, cents).await, "100");
+    assert_eq!(contents(&on_branch(project, "train")).await, newer);
+
+    // No store answers, and a script is to go; one that fails names the way out.
+    without_repeatables();
+    project.run(&["reset", "--seed", "same"]).succeeds();
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text); select 1 / 0;");
+    let up = project.run(&without_a_store(&["up", "--branch", "plane"])).exits(6);
+    let hint = "hint: begin with the newest rows of the store: `seedbed up --seed latest --branch plane`\n";
+    assert!(up.stderr.ends_with(hint), "{}", up.stderr);
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    let up = project.run(&without_a_store(&["up", "--branch", "plane"])).succeeds();
+    assert!(up.stderr.contains(HERE) && up.stderr.contains("1 script to go"), "{}", up.stderr);
+    // The default environment's are the older ones still.
+    assert_eq!(query_text(&on_branch(project, "plane"), CHANGED).await, "0");
     project.run(&without_a_store(&["up", "--branch", "fresh", "--seed", "latest"])).exits(9);
 
-    // The same rows once more, whatever the store has.
-    project.run(&["reset"]).succeeds();
-    let clean = project.contents().await;
-    use_it(project).await;
-    names_the_way_without(&project.run(&without_a_store(&["reset"])).exits(9));
+    // The same rows once more, whatever the store has: by an image that is gone on from, then by its clone.
     let reset = project.run(&without_a_store(&["reset", "--seed", "same"])).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    let clean = project.contents().await;
+    assert_eq!(project.text(CHANGED).await, "0");
+    use_it(project).await;
+    let used = project.contents().await;
+    names_the_way_without(
+        &project.run(&without_a_store(&["reset"])).exits(9),
+        "seedbed reset --seed same",
+    );
+    project.run(&without_a_store(&["reset", "--seed", "same", "--keep"])).succeeds();
+    assert_eq!(project.contents().await, clean);
+    project.run(&["undo-reset"]).succeeds();
+    assert_eq!(project.contents().await, used);
+    project.run(&without_a_store(&["up", "--fresh", "--seed", "same"])).succeeds();
     assert_eq!(project.contents().await, clean);
 }
 
@@ -107,12 +135,14 @@ async fn the_same_rows_come_once_more_from_a_template_and_else_from_the_store() 
 
     project.run(&["up"]).succeeds();
     let older = project.contents().await;
-    let store = project.sandbox.project().join("seed/snapshots");
-    let manifests = || super::files_below(&store.join("manifests"));
-    let first = manifests();
+    let manifests = project.sandbox.project().join("seed/snapshots/snapshots");
+    let first = files_below(&manifests);
     publish_a_newer_one(&project).await;
     use_it(&project).await;
-    names_the_way_without(&project.run(&without_a_store(&["reset"])).exits(9));
+    names_the_way_without(
+        &project.run(&without_a_store(&["reset"])).exits(9),
+        "seedbed reset --seed same",
+    );
     let reset = project.run(&without_a_store(&["reset", "--seed", "same"])).succeeds();
     assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
     assert_eq!(project.contents().await, older);
@@ -121,33 +151,48 @@ async fn the_same_rows_come_once_more_from_a_template_and_else_from_the_store() 
     project.sandbox.write("sql/afterMigrate.sql", "select 1;");
     let rows = project.run(&["reset", "--seed", "same"]).succeeds();
     assert!(rows.stderr.contains("restore tables"), "{}", rows.stderr);
-    let cents = "select count(*) from shop.item where cents = 4711";
-    assert_eq!(project.text(cents).await, "0");
+    assert_eq!(project.text(CHANGED).await, "0");
     project.sandbox.write("sql/afterMigrate.sql", "select 2;");
-    let gone = project.run(&without_a_store(&["reset", "--seed", "same"])).exits(9);
-    assert!(!gone.stderr.contains("--seed same"), "{}", gone.stderr);
+    for args in [&["reset"][..], &["reset", "--seed", "same"]] {
+        let args: Vec<&str> = args.iter().chain(&NOBODY).copied().collect();
+        let gone = project.run(&args).exits(9);
+        assert!(!gone.stderr.contains("`seedbed reset"), "{}", gone.stderr);
+    }
     for manifest in first {
         std::fs::remove_file(manifest).expect("was there");
     }
     let gone = project.run(&["reset", "--seed", "same"]).exits(8);
-    assert!(
-        gone.stderr.contains("the snapshot that the live database came from is needed once more"),
-        "{}",
-        gone.stderr
-    );
-    assert!(
-        gone.stderr.contains("hint: go on from the newest one: `seedbed reset`"),
-        "{}",
-        gone.stderr
-    );
+    let said = "the snapshot that the live database came from is needed once more";
+    assert!(gone.stderr.contains(said), "{}", gone.stderr);
+    let hint = "hint: go on from the newest one: `seedbed reset`\n";
+    assert!(gone.stderr.ends_with(hint), "{}", gone.stderr);
     project.run(&["reset"]).succeeds();
-    assert_eq!(project.text(cents).await, "100");
-    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(project.text(CHANGED).await, "100");
 
-    // Files, or nothing, are what they are.
+    // Files are what they are now.
     project.sandbox.write("seed/files.sql", "insert into shop.customer (name) values ('filed');");
-    project.run(&["up", "--seed", "files"]).succeeds();
-    project.sql("delete from shop.customer").await;
+    project.run(&["reset", "--seed", "files"]).succeeds();
+    project.sandbox.write("seed/files.sql", "insert into shop.customer (name) values ('again');");
     project.run(&without_a_store(&["reset", "--seed", "same"])).succeeds();
-    assert_eq!(project.text("select string_agg(name, ',') from shop.customer").await, "filed");
+    assert_eq!(project.text("select string_agg(name, ',') from shop.customer").await, "again");
+}
+
+/// What a killed run has carried is for the server that it came from.
+#[tokio::test]
+async fn passwords_that_were_carried_are_given_to_no_server_of_somebody_elses() {
+    let project = Project::external(elsewhere());
+    let role = unique("guest");
+    run_sql(&project.admin(), &format!("create role {role} login")).await;
+    project.run(&["up", "--seed", "none"]).succeeds();
+    let path = project.sandbox.project().join(".seedbed/passwords.json");
+    let carried = format!(
+        "{{\"server\":\"native\",\"verifiers\":[{{\"role\":\"{role}\",\"stored\":\"md5{}\"}}]}}",
+        "0".repeat(32)
+    );
+    fs_err::write(&path, &carried).expect("the folder is there");
+    project.run(&["up", "--seed", "none"]).succeeds();
+    let password = format!("select rolpassword is null from pg_authid where rolname = '{role}'");
+    assert_eq!(query_text(&project.admin(), &password).await, "t");
+    assert_eq!(fs_err::read_to_string(&path).expect("it stays"), carried);
+    run_sql(&project.admin(), &format!("drop role {role}")).await;
 }

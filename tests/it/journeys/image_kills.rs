@@ -182,6 +182,11 @@ async fn native_killed_at_any_step_of_a_reset_a_password_that_a_block_has_given_
                 break;
             }
             was_on_its_way += u32::from(carried.exists());
+            if number % 2 == 0 {
+                // A point is to have it as well.
+                project.run(&["branch", "save", "point", "--replace"]).succeeds();
+                project.run(&["branch", "restore", "point"]).succeeds();
+            }
             project.run(&["up"]).succeeds();
             let guest = project.live().with_user("guest", Some("guest word".into()));
             let items = postgres::query_text(&guest, "select count(*) from shop.item").await;

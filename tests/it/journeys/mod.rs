@@ -6,6 +6,7 @@
 //! migration. Production lives on the harness's server, projects on servers of their own or on
 //! [`elsewhere`], which no snapshot names.
 
+mod act_kills;
 mod at_hand;
 mod branches;
 mod ci;

@@ -87,6 +87,14 @@ fn contains(bytes: &[u8], words: &str) -> bool {
     bytes.windows(words.len()).any(|window| window == words.as_bytes())
 }
 
+/// Finds what others than the server's user own or may read, and links.
+fn not_the_servers_alone(data: &str) -> String {
+    format!(
+        "test -s {data}/PG_VERSION && find {data}/ -perm /077 && \
+         find {data}/ ! -uid $(stat -L -c %u {data}/PG_VERSION) && find {data}/ -type l"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_takes_the_image_on_any_file_system_and_gets_what_rows_give() {
     let (maker, contents) = published().await;
@@ -94,6 +102,8 @@ async fn a_newcomer_takes_the_image_on_any_file_system_and_gets_what_rows_give()
     let up = project.run(&["up"]).succeeds();
     took(&up);
     assert_eq!(project.contents().await, contents);
+    let data = project.text("show data_directory").await;
+    assert_eq!(shell(&not_the_servers_alone(&data)), "");
     project.run(&["users", "check"]).succeeds();
     project.run(&["validate"]).succeeds();
     let url = project.run(&["url"]).succeeds().stdout;
@@ -171,8 +181,23 @@ async fn what_clients_write_at_once_is_not_in_the_template_of_an_image() {
 async fn nothing_of_the_machine_that_made_it_is_in_an_image() {
     let mut maker = Project::native().with_snapshot().await;
     images_on(&mut maker, "never");
-    make(&maker);
-    let files = unpacked(&store_of(&maker));
+    nothing_of_the_machine_is_in_an_image_of(&maker);
+    // Its scratch server is gone, and its own database was never touched.
+    assert!(!maker.sandbox.project().join(".seedbed/image/.seedbed/native").exists());
+    maker.run(&["url"]).exits(4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_container_that_made_it_is_in_an_image() {
+    let Some((mut maker, _)) = in_docker().await else { return };
+    images_on(&mut maker, "never");
+    nothing_of_the_machine_is_in_an_image_of(&maker);
+    maker.run(&["url"]).exits(4);
+}
+
+fn nothing_of_the_machine_is_in_an_image_of(maker: &Project) {
+    make(maker);
+    let files = unpacked(&store_of(maker));
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     assert!(names.contains(&"global/pg_control"), "{names:?}");
     let segments = names.iter().filter(|name| name.starts_with("pg_wal/")).count();
@@ -186,9 +211,6 @@ async fn nothing_of_the_machine_that_made_it_is_in_an_image() {
     }
     let of_machine = |name: &&str| name.ends_with(".conf") || name.contains("pg_stat/");
     assert_eq!(names.iter().copied().find(of_machine), None);
-    // Its scratch server is gone, and its own database was never touched.
-    assert!(!maker.sandbox.project().join(".seedbed/image/.seedbed/native").exists());
-    maker.run(&["url"]).exits(4);
 }
 
 /// What was taken back leaves its bytes on a page as long as others are in it.
@@ -502,6 +524,24 @@ async fn two_branches_that_take_one_image_of_an_older_checkout_at_once_both_have
 #[tokio::test(flavor = "multi_thread")]
 async fn ci_goes_on_from_an_image_where_there_is_no_database_yet() {
     let (_maker, project) = without_repeatables().await;
+    ci_goes_on_from_an_image(&project).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ci_in_docker_goes_on_from_an_image_where_there_is_no_database_yet() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    let (maker, _) = without_repeatables().await;
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", &format!("postgres:{}", native_major()));
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    fs_err::remove_file(project.sandbox.project().join("sql/R__totals.sql")).expect("is there");
+    ci_goes_on_from_an_image(&project).await;
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")), "");
+}
+
+/// Scripts of this project are those of the image; there is no database yet.
+async fn ci_goes_on_from_an_image(project: &Project) {
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     let ci = project.run(&["ci"]).succeeds();
     took(&ci);
@@ -525,7 +565,7 @@ async fn ci_goes_on_from_an_image_where_there_is_no_database_yet() {
 
     // Nothing that is live is replaced for it.
     project.run(&["up"]).succeeds();
-    use_it(&project).await;
+    use_it(project).await;
     let used = project.contents().await;
     let ci = project.run(&["ci"]).succeeds();
     assert!(!ci.stderr.contains(TAKEN) && ci.stderr.contains("restore tables"), "{}", ci.stderr);
@@ -671,6 +711,11 @@ async fn docker_and_native_take_each_others_images() {
     project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
     took(&project.run(&["up"]).succeeds());
     assert_eq!(project.contents().await, contents);
+    let data = project.text("show data_directory").await;
+    let container =
+        format!("docker ps -q --filter label=seedbed.path={}", project.sandbox.project());
+    let look = format!("docker exec $({container}) sh -c '{}'", not_the_servers_alone(&data));
+    assert_eq!(shell(&look), "");
     use_it(&project).await;
     let reset = project.run(&["reset"]).succeeds();
     assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);

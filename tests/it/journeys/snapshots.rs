@@ -243,7 +243,8 @@ async fn f40_a_damaged_newest_snapshot_is_an_error_that_names_the_next_one() {
     let live = project.contents().await;
     project.run(&["reset"]).exits(10);
     project.run(&["seed", "--snapshot", &newest]).exits(10);
-    project.run(&["seed", "--snapshot", "latest", "--skip-damaged"]).succeeds();
+    let seed = project.run(&["seed", "--snapshot", "latest", "--skip-damaged"]).succeeds();
+    says(&seed, "clone the frozen template");
     assert_eq!(project.contents().await, live);
 
     // A manifest: seen when it is chosen.
