@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::context::Context;
-use crate::database::Applied;
+use crate::database::{Applied, Origin};
 use crate::migrate::{Scripts, Version};
 use crate::report::format;
 use crate::snapshot::choose::{self, Checkout};
@@ -29,8 +29,8 @@ impl Here {
     }
 
     /// Whether a build of this checkout goes on from behind these.
-    pub(crate) fn goes_on_from(&self, applied: &[Applied]) -> bool {
-        may_go_on(applied) && self.to_go(applied).is_some()
+    pub(crate) fn goes_on_from(&self, applied: &[Applied], origin: Option<&Origin>) -> bool {
+        may_go_on(applied, origin) && self.to_go(applied).is_some()
     }
 
     /// How many versioned scripts are to go after these; `None`: they went another way.
@@ -46,11 +46,18 @@ impl Here {
 }
 
 /// Whether a build may go on from behind these. It runs repeatable scripts behind all others: what they
-/// have made would be in the way here, or stay, or go with what they stand on.
-pub(crate) fn may_go_on(applied: &[Applied]) -> bool {
+/// have made would be in the way here, or stay, or go with what they stand on. Those that came with the rows of
+/// a snapshot have run before all others in each build of it.
+pub(crate) fn may_go_on(applied: &[Applied], origin: Option<&Origin>) -> bool {
+    let came = match origin {
+        Some(Origin::Snapshot { history_rank: Some(rank), .. }) => *rank,
+        Some(Origin::Snapshot { history_rank: None, .. } | Origin::Files | Origin::Empty)
+        | None => i32::MIN,
+    };
     let is_repeatable =
         |row: &Applied| row.version.is_none() && row.kind != "SCHEMA" && row.kind != "DELETE";
-    !applied.is_empty() && !applied.iter().any(is_repeatable)
+    let has_run = |row: &Applied| is_repeatable(row) && row.rank > came;
+    !applied.is_empty() && !applied.iter().any(has_run)
 }
 
 pub(crate) fn as_in_a_manifest(row: &Applied) -> manifest::Applied {
@@ -104,7 +111,7 @@ impl<T> Nearest<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Applied, Here, may_go_on, nearest};
+    use super::{Applied, Here, Origin, may_go_on, nearest};
     use crate::migrate::Version;
     use crate::snapshot::choose::{Checkout, CheckoutScript};
 
@@ -158,8 +165,26 @@ mod tests {
 
     #[test]
     fn nobody_goes_on_from_behind_a_repeatable() {
-        assert!(may_go_on(&applied(&[("1", 1)])));
-        assert!(!may_go_on(&applied(&[("1", 1), ("", 7)])));
-        assert!(!may_go_on(&[]));
+        assert!(may_go_on(&applied(&[("1", 1)]), None));
+        assert!(!may_go_on(&applied(&[("1", 1), ("", 7)]), None));
+        assert!(!may_go_on(&[], None));
+    }
+
+    #[test]
+    fn a_repeatable_that_came_with_the_rows_is_in_nobodys_way() {
+        // Ranks begin at 0.
+        let came = |rank| Origin::Snapshot {
+            id: "1".to_owned(),
+            taken_at: String::new(),
+            version: None,
+            history_rank: rank,
+        };
+        let rows = applied(&[("1", 1), ("", 7), ("2", 2)]);
+        assert!(may_go_on(&rows, Some(&came(Some(1)))));
+        assert!(!may_go_on(&rows, Some(&came(Some(0)))));
+        assert!(!may_go_on(&rows, Some(&came(None))));
+        assert!(!may_go_on(&rows, Some(&Origin::Files)));
+        let again = applied(&[("1", 1), ("", 7), ("2", 2), ("", 8)]);
+        assert!(!may_go_on(&again, Some(&came(Some(1)))));
     }
 }

@@ -172,7 +172,9 @@ pub(crate) async fn newest(
         let (exact, base) = (fingerprint(ctx, site, rows, wish)?, base(ctx, site, rows, wish)?);
         let serves = |facts: &image::Facts| {
             facts.fingerprint == exact
-                || base.is_some() && facts.base == base && here.goes_on_from(&facts.applied)
+                || base.is_some()
+                    && facts.base == base
+                    && here.goes_on_from(&facts.applied, facts.origin.as_ref())
         };
         if of_one.iter().any(|(_, _, facts)| serves(facts)) {
             let note = note(ctx, id, *taken_at);

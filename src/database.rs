@@ -107,7 +107,14 @@ pub struct Lease {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Origin {
-    Snapshot { id: String, taken_at: String, version: Option<String> },
+    Snapshot {
+        id: String,
+        taken_at: String,
+        version: Option<String>,
+        /// The highest rank of the history that came with the rows: a build has run what is above it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        history_rank: Option<i32>,
+    },
     Files,
     Empty,
 }

@@ -376,7 +376,7 @@ pub(crate) async fn of_base(
     let fits = |facts: &Facts| {
         facts.base.as_deref() == Some(base)
             && facts.database == *name
-            && ancestor::may_go_on(&facts.applied)
+            && ancestor::may_go_on(&facts.applied, facts.origin.as_ref())
     };
     Ok(list(ctx, engine).await?.into_iter().map(|image| image.facts).filter(fits).collect())
 }

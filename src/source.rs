@@ -182,5 +182,6 @@ pub(crate) fn origin_of(manifest: &Manifest) -> Origin {
         id: manifest.id.clone(),
         taken_at: manifest.taken_at.to_string(),
         version: snapshot::history::current_version(&manifest.history),
+        history_rank: manifest.history.iter().map(|row| row.rank).max(),
     }
 }

@@ -182,7 +182,7 @@ async fn close(
         error,
     })?;
     // Each run reads all markers, so a history stands in one only where somebody may go on from it.
-    let (base, applied) = match ancestor::may_go_on(&applied) {
+    let (base, applied) = match ancestor::may_go_on(&applied, marker.origin.as_ref()) {
         true => (marker.base.clone(), applied),
         false => (None, Vec::new()),
     };

@@ -26,7 +26,7 @@ use crate::snapshot::choose::Facts;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
-use crate::source::{Seed, Source, Wish};
+use crate::source::{self, Seed, Source, Wish};
 use crate::store::{Put, Store};
 use crate::{ancestor, build, connect, migrate, users};
 
@@ -251,7 +251,7 @@ async fn build_and_store(
     let snapshot_id = manifest.id.clone();
     let wish =
         Wish { seed: Seed::Id(snapshot_id.clone()), to: None, skip_damaged: false, keep: Keep::No };
-    let locale = snapshot::locale(&manifest);
+    let (locale, origin) = (snapshot::locale(&manifest), source::origin_of(&manifest));
     // The building reads through a door of its own.
     let source =
         Source::Snapshot { store: Box::new(Store::open(ctx).await?), manifest: Box::new(manifest) };
@@ -298,7 +298,7 @@ async fn build_and_store(
         made_at,
         snapshot: snapshot_id,
         build: keys.build,
-        base: keys.base.filter(|_| ancestor::may_go_on(&applied)),
+        base: keys.base.filter(|_| ancestor::may_go_on(&applied, Some(&origin))),
         applied,
         schema_version,
         database: name,

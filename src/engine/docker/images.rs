@@ -420,7 +420,12 @@ impl DockerEngine {
             // A kernel that cannot mount it: it would only be in everybody's way.
             pool.remove(&ctx.uninterrupted(), &self.client, &image).await?;
         }
-        probed.map(drop)
+        match probed {
+            Err(Error::DockerCall { reason, .. }) if pool.is_made_now() => {
+                Err(Error::NoPool { reason })
+            }
+            probed => probed.map(drop),
+        }
     }
 
     /// Notes for [`Self::rung`] what came of a try.

@@ -86,6 +86,54 @@ async fn a_branch_is_an_environment_of_its_own_until_it_is_deleted() {
     assert_eq!(project.contents().await, clean);
 }
 
+/// The default environment is not touched by any of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_journey_is_of_the_branch_that_is_named() {
+    let project = Project::native().with_snapshot().await;
+    project.run(&["up"]).succeeds();
+    project.sql("update shop.item set cents = 7").await;
+    let default = (project.contents().await, project.databases().await);
+    let on = |args: &[&str]| project.run(&[args, &["--branch", "work"]].concat()).succeeds();
+    on(&["up"]);
+    let work = on_branch(&project, "work");
+    let clean = contents(&work).await;
+
+    project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
+    assert!(on(&["migrate"]).stdout.contains("V3__notes.sql"));
+    run_sql(&work, "insert into shop.note values ('mine'); delete from shop.purchase").await;
+    on(&["validate"]);
+    assert!(on(&["info"]).stdout.contains("notes"));
+    let mine = contents(&work).await;
+    on(&["branch", "save", "mine"]);
+    on(&["reset", "--keep"]);
+    assert_eq!(query_text(&work, "select count(*) from shop.note").await, "0");
+    on(&["undo-reset"]);
+    assert_eq!(contents(&work).await, mine);
+    on(&["seed", "--snapshot", "latest"]);
+    assert_eq!(query_text(&work, "select count(*) from shop.purchase").await, "10");
+    project.sandbox.write("extra.sql", "insert into shop.note values ('extra');");
+    on(&["seed", "--file", "extra.sql"]);
+    assert_eq!(query_text(&work, "select body from shop.note").await, "extra");
+    on(&["branch", "restore", "mine"]);
+    assert_eq!(contents(&work).await, mine);
+
+    let lent = on(&["db", "create"]).stdout;
+    let port = url::Url::parse(lent.trim()).expect("a connection URL").port();
+    assert_eq!(port, Some(work.port));
+    on(&["db", "drop", "--all"]);
+    let ci = on(&["ci", "--", "sh", "-c", "echo \"$PGPORT\""]).stdout;
+    assert!(ci.contains(&work.port.to_string()), "{ci}");
+    on(&["users", "apply"]);
+    on(&["users", "check"]);
+    on(&["down"]);
+    project.run(&["url", "--branch", "work"]).exits(4);
+
+    std::fs::remove_file(project.sandbox.project().join("sql/V3__notes.sql")).expect("was written");
+    assert_eq!((project.contents().await, project.databases().await), default);
+    on(&["up", "--fresh"]);
+    assert_eq!(contents(&on_branch(&project, "work")).await, clean);
+}
+
 #[tokio::test]
 async fn the_branch_of_git_is_the_one_that_is_checked_out() {
     let project = Project::native();

@@ -162,6 +162,43 @@ async fn where_all_loop_devices_are_taken_the_kernel_is_asked_for_one_more() {
     shell(&detach);
 }
 
+/// As a start of the machine leaves it: containers that have ended, and another file on the loop device.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_start_of_the_machine_the_pool_is_found_although_another_file_has_its_device() {
+    let Some((project, pool)) = in_docker().await else { return };
+    let Contents { clean, used } = ready(&project).await;
+    project.run(&["up", "--branch", "other"]).succeeds();
+    project.sql("checkpoint").await;
+    let files = format!("grep -l {pool} /sys/block/loop*/loop/backing_file | cut -d / -f 4");
+    let device = shell(&files);
+    let path = project.sandbox.project();
+    let file = path.join("../another-file");
+    let detach = format!("losetup -d /dev/{device} 2>/dev/null || true");
+    watchdog::at_exit(&format!("losetup -j {file} -O NAME -n | xargs -r losetup -d; rm -f {file}"));
+    shell(&format!("docker kill $(docker ps -q --filter label=seedbed.path={path})"));
+    // The daemon unmounts what a container had when that has ended; then the device is free.
+    let backing = format!("/sys/block/{device}/loop/backing_file");
+    shell(&format!(
+        "for turn in $(seq 100); do {detach}; grep -qs {pool} {backing} || break; sleep 0.1; done; \
+         truncate -s 1M {file}; losetup /dev/{device} {file} || true"
+    ));
+    let other = shell(&format!("cat {backing}"));
+    assert!(!other.contains(&pool), "{other}");
+
+    project.run(&["up"]).succeeds();
+    assert_eq!(project.contents().await, used);
+    project.run(&["up", "--branch", "other"]).succeeds();
+    assert_eq!(super::contents(&super::branches::on_branch(&project, "other")).await, clean);
+    assert_ne!(shell(&files), device, "{other} has that one");
+    assert_eq!(shell(&format!("cat {backing}")), other);
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("serve a clone of the image"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    project.run(&["branch", "delete", "other", "--yes"]).succeeds();
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_image_has_taken_on_the_disk_comes_back_when_it_goes() {
     let Some((project, pool)) = in_docker().await else { return };

@@ -78,6 +78,10 @@ async fn docker_killed_at_any_call_of_a_reset_serves_the_old_or_the_new_database
             let at = format!("call {stop} of {args:?}: {}", seen.last().map_or("", String::as_str));
             harness::say(&format!("killed {at}"));
             holds(&project, &contents, &at).await;
+            // What the killed run has left in Docker went with the runs behind it.
+            assert_eq!(shell(&format!("docker ps -aq --filter name={pool}")), "", "{at}");
+            let attached = format!("cat /sys/block/loop*/loop/backing_file | grep -c {pool}");
+            assert_eq!(shell(&attached), "1", "{at}");
             if args == ["undo-reset"] {
                 project.run(&["reset", "--keep"]).succeeds();
                 use_it(&project).await;
@@ -101,6 +105,7 @@ async fn docker_killed_at_any_call_of_a_first_freeze_or_a_removal_leaves_nothing
         clean
     };
     for args in [&["up"][..], &["down", "--volumes", "--yes"]] {
+        let mut count = 0;
         for stop in stops() {
             if args != ["up"] {
                 project.run(&["up"]).succeeds();
@@ -117,7 +122,9 @@ async fn docker_killed_at_any_call_of_a_first_freeze_or_a_removal_leaves_nothing
                 project.sandbox.project()
             ));
             assert_eq!(left, "", "killed at {at}");
+            count += 1;
         }
+        assert!(count >= 1, "{args:?} made no calls");
     }
 }
 

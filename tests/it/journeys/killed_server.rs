@@ -4,7 +4,7 @@
 use seedbed::pg::Session;
 
 use super::images::shell;
-use super::{ITEMS, Project, docker_is_here, until};
+use super::{ITEMS, Production, Project, docker_is_here, until};
 use crate::harness::postgres::run_sql;
 
 const SLEEPS: &str = "select count(*) > 0 from pg_stat_activity where wait_event = 'PgSleep'";
@@ -32,15 +32,66 @@ async fn dies_while_a_database_is_built(project: &Project, kill: &str) {
     run_sql(&project.live(), "select from shop.later").await;
 }
 
+/// In the middle of a COPY: the check of one of its rows takes two minutes where it is told to.
+async fn dies_while_rows_are_loaded(project: &Project, kill: &str) {
+    let store = project.sandbox.project().join("seed/snapshots");
+    let production = Production::new(&format!("[store]\nurl = \"{store}\"\n")).await;
+    let check = "create function shop.slow(cents int) returns boolean language plpgsql as $$
+        begin
+          if cents = 2500 and current_setting('shop.slow', true) = 'on' then
+            perform pg_sleep(120);
+          end if;
+          return true;
+        end $$;
+        alter table shop.item add constraint slow check (shop.slow(cents))";
+    production.sql(check).await;
+    production.run(&["snapshot", "create"]).succeeds();
+    production.drop_database().await;
+    project.run(&["up"]).succeeds();
+    project.sql("update shop.item set label = 'used'; checkpoint").await;
+    // Its repeatable script has run: the rows are loaded again.
+    project.sandbox.write("sql/V3__later.sql", "create table shop.later ();");
+    run_sql(&project.admin(), "alter role postgres set shop.slow = 'on'; checkpoint").await;
+    let mut command = project.sandbox.command(&["reset"]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().expect("the program was built for this suite");
+    let loads =
+        "select count(*) > 0 from pg_stat_progress_copy p join pg_stat_activity a using (pid)
+                 where a.wait_event = 'PgSleep' and p.command = 'COPY FROM'";
+    until(&project.admin(), loads, "t").await;
+    shell(kill);
+    let output = child.wait_with_output().expect("our own child");
+    let run = project.sandbox.ended(&["reset"], output);
+    assert!(matches!(run.code, Some(4 | 5)), "{:?}: {}", run.code, run.stderr);
+
+    project.run(&["up"]).succeeds();
+    let used = format!("select count(*) = {ITEMS} from shop.item where label = 'used'");
+    assert_eq!(project.text(&used).await, "t", "the database is the one that was used");
+    assert_eq!(project.databases().await, ["live", "template"], "nothing half built is left");
+    run_sql(&project.admin(), "alter role postgres reset shop.slow").await;
+    project.run(&["reset"]).succeeds();
+    assert_eq!(project.text(&used).await, "f");
+}
+
+fn in_a_container() -> Option<(Project, String)> {
+    if !docker_is_here() {
+        return None;
+    }
+    let project = Project::on_its_own("kind = \"docker\"\n");
+    let of_project = format!("--filter label=seedbed.path={}", project.sandbox.project());
+    Some((project, format!("docker kill $(docker ps -q {of_project})")))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f33_a_container_that_is_killed_under_a_reset_is_started_again() {
-    if !docker_is_here() {
-        return;
-    }
-    let project = Project::on_its_own("kind = \"docker\"\n").with_snapshot().await;
-    let of_project = format!("--filter label=seedbed.path={}", project.sandbox.project());
-    let kill = format!("docker kill $(docker ps -q {of_project})");
-    dies_while_a_database_is_built(&project, &kill).await;
+    let Some((project, kill)) = in_a_container() else { return };
+    dies_while_a_database_is_built(&project.with_snapshot().await, &kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f33_a_container_that_is_killed_while_rows_are_loaded_is_started_again() {
+    let Some((project, kill)) = in_a_container() else { return };
+    dies_while_rows_are_loaded(&project, &kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
