@@ -211,7 +211,9 @@ pub(crate) async fn instead(
 ) -> Error {
     let asks_the_store = matches!(wish.seed, Seed::Auto | Seed::Latest);
     let instead = match (known, error.exit()) {
-        (Some(Known { why: Why::Begins { .. }, .. }), Exit::Script) => {
+        // Newer rows may do where a statement fails on these.
+        (Some(Known { why: Why::Begins { .. }, .. }), Exit::Script) if matches!(&error, Error::Migrate(error) if error.failure().is_some()) =>
+        {
             format!("begin with the newest rows of the store: `{}`", typed(ctx, "up --seed latest"))
         }
         (Some(Known { why: Why::Again, .. }), Exit::NoSnapshot) => return gone(ctx, error),
@@ -246,7 +248,8 @@ async fn is_here(ctx: &Context, site: &Site) -> Result<bool, Error> {
     let rows = Rows::Snapshot(&id);
     let wish = &Wish { seed: Seed::Id(id.clone()), to: None, skip_damaged: false, keep: Keep::No };
     let exact = fingerprint(ctx, site, rows, wish)?;
-    Ok(image::find(ctx, &site.engine, &exact).await?.is_some()
+    let has_images = ctx.config.images.enabled && site.server.started_by_us;
+    Ok(has_images && image::find(ctx, &site.engine, &exact).await?.is_some()
         || frozen::template_is_here(ctx, site, rows, wish).await?
         || beside::nearest(ctx, site, rows, wish).await?.is_some())
 }

@@ -286,9 +286,14 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
             Ok(()) => {}
         }
     }
-    if volumes == engine::Volumes::Remove {
+    let stopped = stop(ctx, volumes).await?;
+    if stopped.data_removed.is_some() {
         frozen::forget_carried(ctx)?;
     }
+    Ok(stopped)
+}
+
+async fn stop(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
     match engine::chosen_before(ctx).await? {
         Some(engine) => Ok(engine.stop(ctx, volumes).await?),
         // The state was lost, with the folder perhaps; what it told of may be there still.

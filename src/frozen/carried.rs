@@ -1,17 +1,16 @@
 //! Passwords on their way from a server to the one that replaces it: some the users files give only where they
 //! make a role, and an image from the store has none.
 //!
-//! What the files do not give lies in `.seedbed/passwords.json` (mode 0600) from before the server is replaced by such
-//! an image until it is given back, so that a run that is killed in between loses none.
+//! What the files do not give lies in `.seedbed/passwords.<engine>.json` (mode 0600) from before the server is
+//! replaced by such an image until it is given back, so that a run that is killed in between loses none.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::engine::Server;
+use crate::engine::{Server, ServerKind};
 use crate::error::Error;
 use crate::pg::Session;
 use crate::site::Site;
@@ -23,14 +22,6 @@ pub(crate) struct Carried {
     file: Utf8PathBuf,
 }
 
-/// What lies in the file.
-#[derive(Serialize, Deserialize)]
-struct Left<V> {
-    /// Of which kind of server: another one has roles of its own.
-    server: String,
-    verifiers: Vec<V>,
-}
-
 impl Carried {
     /// Those of a server that is about to be replaced by an image, which came from the store or was made here.
     ///
@@ -40,18 +31,16 @@ impl Carried {
         let verifiers = users::verifiers(&site.session).await;
         let verifiers = verifiers
             .map_err(|error| Error::Database { what: "look at passwords".to_owned(), error })?;
-        let file = file(ctx);
+        let file = file(ctx, site.server.kind);
         let ours = [site.owner(ctx), site.server.admin.user.as_str()];
         let is_given = |role: &str| site.accounts.gives_password_to(role) || ours.contains(&role);
         let only_here: Vec<&Verifier> =
             verifiers.iter().filter(|had| received && !is_given(&had.role)).collect();
-        if !only_here.is_empty() {
-            let server = site.server.kind.as_str().to_owned();
-            let left = Left { server, verifiers: only_here };
-            if let Err(error) = write(&file, &left) {
-                ctx.report
-                    .warn(format!("killed from here on passwords would be lost: {file}: {error}"));
-            }
+        if !only_here.is_empty()
+            && let Err(error) = write(&file, &only_here)
+        {
+            ctx.report
+                .warn(format!("killed from here on passwords would be lost: {file}: {error}"));
         }
         Ok(Self { verifiers, file })
     }
@@ -82,18 +71,17 @@ pub(crate) async fn give_what_is_left(
     server: &Server,
     session: &Session,
 ) -> Result<(), Error> {
-    let file = file(ctx);
     if !server.started_by_us {
         return Ok(());
     }
+    let file = file(ctx, server.kind);
     let text = match fs_err::read(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::File { action: "read", path: file, error }),
     };
-    match serde_json::from_slice::<Left<Verifier>>(&text) {
-        Ok(left) if left.server == server.kind.as_str() => give(session, &left.verifiers).await?,
-        Ok(_) => return Ok(()),
+    match serde_json::from_slice::<Vec<Verifier>>(&text) {
+        Ok(verifiers) => give(session, &verifiers).await?,
         Err(error) => {
             ctx.report.warn(format!("passwords that a run has carried are lost: {file}: {error}"));
         }
@@ -101,12 +89,12 @@ pub(crate) async fn give_what_is_left(
     remove(&file)
 }
 
-/// Removes what a run that was killed has carried: its server's data is gone.
+/// Removes what a run that was killed has carried: the data of the environment's servers is gone.
 ///
 /// # Errors
 /// A file that cannot be removed.
 pub(crate) fn forget_carried(ctx: &Context) -> Result<(), Error> {
-    remove(&file(ctx))
+    [ServerKind::Docker, ServerKind::Native].iter().try_for_each(|&kind| remove(&file(ctx, kind)))
 }
 
 async fn give(session: &Session, verifiers: &[Verifier]) -> Result<(), Error> {
@@ -114,8 +102,13 @@ async fn give(session: &Session, verifiers: &[Verifier]) -> Result<(), Error> {
     given.map_err(|error| Error::Database { what: "take passwords along".to_owned(), error })
 }
 
-fn file(ctx: &Context) -> Utf8PathBuf {
-    ctx.state_dir().join("passwords.json")
+/// That of the data which such a server has: what is embedded and what is installed have the same.
+fn file(ctx: &Context, kind: ServerKind) -> Utf8PathBuf {
+    let engine = match kind {
+        ServerKind::Docker => "docker",
+        ServerKind::Native | ServerKind::Embedded | ServerKind::External => "native",
+    };
+    ctx.state_dir().join(format!("passwords.{engine}.json"))
 }
 
 /// Where it is written before it has its name; a run that was killed may have left one.
@@ -123,7 +116,7 @@ fn part_of(path: &Utf8Path) -> Utf8PathBuf {
     path.with_extension("part")
 }
 
-fn write(path: &Utf8Path, left: &Left<&Verifier>) -> std::io::Result<()> {
+fn write(path: &Utf8Path, verifiers: &[&Verifier]) -> std::io::Result<()> {
     let part = part_of(path);
     match std::fs::remove_file(&part) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -131,7 +124,7 @@ fn write(path: &Utf8Path, left: &Left<&Verifier>) -> std::io::Result<()> {
     }
     let mut file =
         std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-    file.write_all(&serde_json::to_vec(left)?)?;
+    file.write_all(&serde_json::to_vec(verifiers)?)?;
     file.sync_all()?;
     std::fs::rename(&part, path)?;
     std::fs::File::open(path.parent().unwrap_or(Utf8Path::new(".")))?.sync_all()

@@ -90,8 +90,8 @@ pub(super) async fn try_to_serve(
                     Ok(Served::Failed(error))
                 }
                 Err(lost) => {
-                    ctx.report.warn(format!("{refused}: {error}"));
-                    Err(lost)
+                    ctx.report.warn(format!("the old database is not reached: {lost}"));
+                    Err(error.into())
                 }
             }
         }

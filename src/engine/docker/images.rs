@@ -677,10 +677,13 @@ impl DockerEngine {
 
     /// The error that an act has ended with in a container.
     fn explained(&self, act: &str, here: &Container, output: &ExecOutput) -> Error {
-        let error = Error::DockerCall {
-            action: format!("{act} in {}", self.what()),
-            reason: String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; "),
+        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        let reason = match said.as_str() {
+            // Killed, as where memory is short.
+            "" => format!("it ended with status {}", output.status),
+            _ => said,
         };
+        let error = Error::DockerCall { action: format!("{act} in {}", self.what()), reason };
         match here.labels.get(label::POOL).and_then(|label| Pool::from_label(label)) {
             Some(pool) => pool.explain(error),
             None => error,

@@ -303,9 +303,7 @@ impl NativeEngine {
             place::give(&path, self.user)?;
         }
         unpack::write(&data, &incoming.files, incoming.bytes)?;
-        let path = data.join(MARKER);
-        fs_err::write(&path, marker).map_err(Error::file("write", &path))?;
-        place::give(&path, self.user)?;
+        self.note(&data.join(MARKER), marker)?;
         let path = part.join(FACTS);
         fs_err::write(&path, facts).map_err(Error::file("write", &path))
     }
@@ -316,9 +314,15 @@ impl NativeEngine {
         if self.shelf == Shelf::Points {
             return Ok(());
         }
-        let path = data.join(FROM);
-        fs_err::write(&path, format!("{image}\n")).map_err(Error::file("write", &path))?;
-        place::give(&path, self.user)
+        self.note(&data.join(FROM), format!("{image}\n"))
+    }
+
+    /// Writes a file of ours in a data directory: the server's own, as all beside it.
+    fn note(&self, path: &Utf8Path, text: impl AsRef<[u8]>) -> Result<(), Error> {
+        fs_err::write(path, text).map_err(Error::file("write", path))?;
+        let mode = std::fs::Permissions::from_mode(0o600);
+        fs_err::set_permissions(path, mode).map_err(Error::file("change", path))?;
+        place::give(path, self.user)
     }
 
     /// The environments of the project that have data here.

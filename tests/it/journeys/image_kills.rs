@@ -180,7 +180,7 @@ async fn native_killed_at_any_step_of_a_reset_a_password_that_a_block_has_given_
     }
     make(&maker);
     took(&project.run(&["up"]).succeeds());
-    let carried = project.sandbox.project().join(".seedbed/passwords.json");
+    let carried = project.sandbox.project().join(".seedbed/passwords.native.json");
     let mut was_on_its_way = 0;
     for calls in ["rename,renameat,renameat2", "connect"] {
         for number in 1..=if harness::full() { 40 } else { 12 } {

@@ -759,7 +759,7 @@ async fn container_images_that_were_made_by_themselves_take_each_others_images()
         false => shell(&format!(
             "id=$(docker create postgres:17) && \
              docker commit --change 'ENV MADE_BY=somebody' --change 'CMD [\"postgres\"]' $id {other} && \
-             docker rm $id"
+             docker rm -v $id"
         )),
     };
     let mut maker = Project::on_its_own(&format!("kind = \"docker\"\nimage = \"{other}\"\n"))

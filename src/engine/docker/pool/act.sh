@@ -88,8 +88,11 @@ room() {
 hold() {
   echo "$$" >"$held"
   trap release EXIT
-  pid=$(head -n 1 "$env/current/postmaster.pid" 2>/dev/null || true)
-  [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null || true)" = postgres ] || return 0
+  # Without a program: one that fails here would mean that no server runs.
+  pid= name=
+  { read -r pid <"$env/current/postmaster.pid"; } 2>/dev/null || true
+  { [ -z "$pid" ] || read -r name <"/proc/$pid/comm"; } 2>/dev/null || true
+  [ "$name" = postgres ] || return 0
   kill -INT "$pid" 2>/dev/null || return 0
   turn=0
   while kill -0 "$pid" 2>/dev/null; do
@@ -129,10 +132,17 @@ point() {
   mv -T "$env/$1.new" "$env/$1"
 }
 
+# What no link names, and halves of images that this environment was freezing or taking.
 sweep_generations() {
-  current=$(readlink "$env/current" || true)
-  kept=$(readlink "$env/kept" || true)
-  previous=$(readlink "$env/previous" || true)
+  kept= previous=
+  # Whatever goes wrong here, what is served stays.
+  current=$(readlink "$env/current")
+  [ -f "$env/$current/PG_VERSION" ] || fail "$env has no data"
+  [ ! -L "$env/kept" ] || kept=$(readlink "$env/kept")
+  [ ! -L "$env/previous" ] || previous=$(readlink "$env/previous")
+  for found in "$root/images"/.*."${env##*/}" "$env/images"/.*."${env##*/}"; do
+    case "${found##*/}" in .passing.*) ;; *) rm -rf "$found" ;; esac
+  done
   for found in "$env"/g-*; do
     case "${found##*/}" in
       "$current" | "$kept" | "$previous") ;;
@@ -143,7 +153,10 @@ sweep_generations() {
 
 # came_from IMAGE FOLDER: says so in a data directory. What is cloned from a point came from where that did.
 came_from() {
-  [ "$shelf" = points ] || printf '%s\n' "$1" >"$2/seedbed.from" || true
+  [ "$shelf" != points ] || return 0
+  # The server's own, as all beside it: else a base backup could not read it.
+  cp -p "$2/PG_VERSION" "$2/seedbed.new" && printf '%s\n' "$1" >"$2/seedbed.new" \
+    && mv "$2/seedbed.new" "$2/seedbed.from" || true
 }
 
 # settle GENERATION: keeps that one, if any, beside the current one.

@@ -28,9 +28,12 @@ while :; do
   code=$?
   child=
   [ -z "$stopping" ] && [ -e "$held" ] || exit "$code"
-  # Two minutes: whoever held it has died by then.
+  # Its number stands in the file; where it has died, nobody holds the server down.
   turn=0
   while [ -e "$held" ] && [ -z "$stopping" ] && [ "$turn" -lt 6000 ]; do
+    holder=
+    { read -r holder <"$held"; } 2>/dev/null
+    [ -z "$holder" ] || [ -d "/proc/$holder" ] || break
     sleep 0.02
     turn=$((turn + 1))
   done
