@@ -93,7 +93,7 @@ async fn each_journey_is_of_the_branch_that_is_named() {
     project.run(&["up"]).succeeds();
     project.sql("update shop.item set cents = 7").await;
     let default = (project.contents().await, project.databases().await);
-    let on = |args: &[&str]| project.run(&[args, &["--branch", "work"]].concat()).succeeds();
+    let on = |args: &[&str]| project.run(&[&["--branch", "work"], args].concat()).succeeds();
     on(&["up"]);
     let work = on_branch(&project, "work");
     let clean = contents(&work).await;
