@@ -1,8 +1,8 @@
 //! Passwords on their way from a server to the one that replaces it: some the users files give only where they
 //! make a role, and an image from the store has none.
 //!
-//! What the files do not give lies in `.seedbed/passwords.<engine>.json` (mode 0600) from before the server is
-//! replaced by such an image until it is given back, so that a run that is killed in between loses none.
+//! They lie in `.seedbed/passwords.<engine>.json` (mode 0600) from before the server is replaced by such an image until
+//! they are given back, so that a run that is killed in between loses none.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -32,12 +32,9 @@ impl Carried {
         let verifiers = verifiers
             .map_err(|error| Error::Database { what: "look at passwords".to_owned(), error })?;
         let file = file(ctx, site.server.kind);
-        let ours = [site.owner(ctx), site.server.admin.user.as_str()];
-        let is_given = |role: &str| site.accounts.gives_password_to(role) || ours.contains(&role);
-        let only_here: Vec<&Verifier> =
-            verifiers.iter().filter(|had| received && !is_given(&had.role)).collect();
-        if !only_here.is_empty()
-            && let Err(error) = write(&file, &only_here)
+        if received
+            && !verifiers.is_empty()
+            && let Err(error) = write(&file, &verifiers)
         {
             ctx.report
                 .warn(format!("killed from here on passwords would be lost: {file}: {error}"));
@@ -116,7 +113,7 @@ fn part_of(path: &Utf8Path) -> Utf8PathBuf {
     path.with_extension("part")
 }
 
-fn write(path: &Utf8Path, verifiers: &[&Verifier]) -> std::io::Result<()> {
+fn write(path: &Utf8Path, verifiers: &[Verifier]) -> std::io::Result<()> {
     let part = part_of(path);
     match std::fs::remove_file(&part) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),

@@ -107,11 +107,6 @@ impl Plan {
         })
     }
 
-    /// Whether the files give `role` a password, in clear or not.
-    pub(crate) fn gives_password_to(&self, role: &str) -> bool {
-        self.passwords().contains_key(role)
-    }
-
     /// What the files give each role as its password; the last one counts.
     pub(super) fn passwords(&self) -> BTreeMap<&str, &Password> {
         let given = self.actions.iter().filter_map(|action| match &action.act {
