@@ -53,7 +53,7 @@ fn inside(project: &Project, command: &str) -> String {
 
 /// Numbers of the programs to be killed at.
 fn turns() -> impl Iterator<Item = usize> {
-    (1..).step_by(if harness::full() { 1 } else { 4 })
+    (1..).step_by(if harness::full() { 1 } else { 6 })
 }
 
 /// Halves of images, of points and of clones, links on their way, and data that nothing names.

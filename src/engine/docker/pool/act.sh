@@ -132,7 +132,8 @@ point() {
   mv -T "$env/$1.new" "$env/$1"
 }
 
-# What no link names, and halves of images that this environment was freezing or taking.
+# What no link names, links that were on their way, and halves of images that this environment was freezing or
+# taking.
 sweep_generations() {
   kept= previous=
   # Whatever goes wrong here, what is served stays.
@@ -140,6 +141,7 @@ sweep_generations() {
   [ -f "$env/$current/PG_VERSION" ] || fail "$env has no data"
   [ ! -L "$env/kept" ] || kept=$(readlink "$env/kept")
   [ ! -L "$env/previous" ] || previous=$(readlink "$env/previous")
+  rm -f "$env"/*.new
   for found in "$root/images"/.*."${env##*/}" "$env/images"/.*."${env##*/}"; do
     case "${found##*/}" in .passing.*) ;; *) rm -rf "$found" ;; esac
   done
