@@ -524,7 +524,12 @@ pub(crate) async fn make_template(
     let source =
         source::choose(ctx, &site, &wish).await.map_err(|error| at_hand::gone(ctx, error))?;
     let Built { scratch, .. } = build(ctx, &site, &source, &wish).await?;
-    match ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await {
+    let frozen = async {
+        // Else each copy is written to by its first reader, and shares that much less.
+        image::settle(ctx, &site.server, (scratch.name(), scratch.final_name())).await?;
+        ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await
+    };
+    match frozen.await {
         Ok(()) => scratch.release().await,
         Err(error) => return Err(given_up(ctx, scratch, error).await),
     }

@@ -18,6 +18,7 @@ use crate::engine::{Server, ready};
 use crate::error::{self, Exit};
 use crate::fingerprint::{self, Rows};
 use crate::guard;
+use crate::image;
 use crate::journeys;
 use crate::lock;
 use crate::pg::{self, Session, Target, quote};
@@ -509,6 +510,8 @@ impl Copies {
     ) -> Result<Self, error::Error> {
         let session = connect::session(&server.admin).await?;
         let marker = scratch.marker().cloned(Kind::Scratch, database::MadeBy::Template);
+        // Else each copy is written to by its first reader, and shares that much less.
+        image::settle(ctx, server, (scratch.name(), scratch.final_name())).await?;
         let copied = async {
             database::end_sessions(&session, scratch.name()).await?;
             copies(ctx, server, &session, scratch.name(), &marker, count).await
