@@ -100,5 +100,6 @@ fn with_engine_of(ctx: &Context, site: &Site) -> Result<Context, Error> {
 }
 
 /// A database is so many times as large as the smallest that is frozen as an image before a second server is
-/// worth its start: the rows of a smaller one are loaded in the same time.
+/// worth its start: the rows of a smaller one are loaded in the same time (measured, from a folder: 3.7 against 9.9 s at
+/// 300 MB, 13.0 against 13.6 s at 1.5 GB).
 const BESIDE: u64 = 4;

@@ -113,6 +113,8 @@ async fn fill(
         load::load(ctx, &scratch.admin(), owner, tools, store, manifest).await?;
     }
     let target = connect::owner(ctx, &site.server, scratch.name());
+    // What stands above it is run by a build.
+    let came = migrate::applied(ctx, &target).await?.iter().map(|row| row.rank).max();
     let options = migrate::Options { target: wish.to.clone() };
     let outcome = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
     if let Source::Files(files) = source {
@@ -122,7 +124,7 @@ async fn fill(
     }
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
     scratch.set_origin(match source {
-        Source::Snapshot { manifest, .. } => origin_of(manifest),
+        Source::Snapshot { manifest, .. } => origin_of(manifest, came),
         Source::Files(_) => Origin::Files,
         Source::Nothing => Origin::Empty,
     });

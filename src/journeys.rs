@@ -17,6 +17,7 @@ use crate::fingerprint::Rows;
 use crate::frozen::{self, Frozen, Live};
 use crate::guard;
 use crate::image;
+use crate::lend;
 use crate::lock;
 use crate::migrate;
 use crate::pg::Target;
@@ -525,8 +526,7 @@ pub(crate) async fn make_template(
         source::choose(ctx, &site, &wish).await.map_err(|error| at_hand::gone(ctx, error))?;
     let Built { scratch, .. } = build(ctx, &site, &source, &wish).await?;
     let frozen = async {
-        // Else each copy is written to by its first reader, and shares that much less.
-        image::settle(ctx, &site.server, (scratch.name(), scratch.final_name())).await?;
+        lend::settle(ctx, &site.server, &scratch).await?;
         ctx.until_cancelled(template::freeze_itself(ctx, &scratch)).await
     };
     match frozen.await {

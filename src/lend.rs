@@ -489,6 +489,22 @@ fn age(marker: &Marker, now: jiff::Timestamp) -> u64 {
     u64::try_from(now.duration_since(made_at).as_secs()).unwrap_or(0)
 }
 
+/// Readies a scratch database for being copied: else each copy is written to by its first reader, and shares that
+/// much less. A server that somebody else runs is not told to write all that it has.
+///
+/// # Errors
+/// That the user asks to stop.
+pub(crate) async fn settle(
+    ctx: &Context,
+    server: &Server,
+    scratch: &Scratch,
+) -> Result<(), error::Error> {
+    if !server.started_by_us {
+        return Ok(());
+    }
+    image::settle(ctx, server, (scratch.name(), scratch.final_name())).await
+}
+
 /// Copies of a scratch database that live as long as the run: the workers of `ci`.
 pub(crate) struct Copies {
     /// Holds their locks: a later run sweeps them when this one was killed.
@@ -510,8 +526,9 @@ impl Copies {
     ) -> Result<Self, error::Error> {
         let session = connect::session(&server.admin).await?;
         let marker = scratch.marker().cloned(Kind::Scratch, database::MadeBy::Template);
-        // Else each copy is written to by its first reader, and shares that much less.
-        image::settle(ctx, server, (scratch.name(), scratch.final_name())).await?;
+        if count > 0 {
+            settle(ctx, server, scratch).await?;
+        }
         let copied = async {
             database::end_sessions(&session, scratch.name()).await?;
             copies(ctx, server, &session, scratch.name(), &marker, count).await

@@ -177,11 +177,11 @@ pub(crate) async fn choose(ctx: &Context, site: &Site, wish: &Wish) -> Result<So
 }
 
 /// That of rows of a snapshot.
-pub(crate) fn origin_of(manifest: &Manifest) -> Origin {
+pub(crate) fn origin_of(manifest: &Manifest, history_rank: Option<i32>) -> Origin {
     Origin::Snapshot {
         id: manifest.id.clone(),
         taken_at: manifest.taken_at.to_string(),
         version: snapshot::history::current_version(&manifest.history),
-        history_rank: manifest.history.iter().map(|row| row.rank).max(),
+        history_rank,
     }
 }

@@ -127,6 +127,13 @@ pub(crate) async fn arrive(
     }
 }
 
+/// Where its rows came from. It has a base where each repeatable script in its history came with them.
+fn origin_of(found: &Image, manifest: &Manifest) -> database::Origin {
+    let repeatables = found.applied.iter().filter(|row| row.version.is_none());
+    let came = found.base.as_ref().and_then(|_| repeatables.map(|row| row.rank).max());
+    source::origin_of(manifest, came)
+}
+
 /// What is known of an image of this machine that was published, under `fingerprint`.
 fn facts_of(
     ctx: &Context,
@@ -142,7 +149,7 @@ fn facts_of(
         project: ctx.config.project.to_string(),
         server_version_num,
         roles: found.roles.clone(),
-        origin: Some(source::origin_of(manifest)),
+        origin: Some(origin_of(found, manifest)),
         schema_version: found.schema_version.clone(),
         base: None,
         applied: found.applied.clone(),
@@ -373,7 +380,7 @@ async fn serve(
         sweep(ctx, site).await;
     }
     let origin = match source {
-        Source::Snapshot { manifest, .. } => Some(source::origin_of(manifest)),
+        Source::Snapshot { manifest, .. } => Some(origin_of(found, manifest)),
         Source::Files(_) | Source::Nothing => None,
     };
     let schema_version = found.schema_version.clone();

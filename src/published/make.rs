@@ -26,7 +26,7 @@ use crate::snapshot::choose::Facts;
 use crate::snapshot::find::{self, Wanted};
 use crate::snapshot::manifest::{self, Manifest};
 use crate::snapshot::name::Name;
-use crate::source::{self, Seed, Source, Wish};
+use crate::source::{Seed, Source, Wish};
 use crate::store::{Put, Store};
 use crate::{ancestor, build, connect, migrate, users};
 
@@ -251,13 +251,13 @@ async fn build_and_store(
     let snapshot_id = manifest.id.clone();
     let wish =
         Wish { seed: Seed::Id(snapshot_id.clone()), to: None, skip_damaged: false, keep: Keep::No };
-    let (locale, origin) = (snapshot::locale(&manifest), source::origin_of(&manifest));
+    let locale = snapshot::locale(&manifest);
     // The building reads through a door of its own.
     let source =
         Source::Snapshot { store: Box::new(Store::open(ctx).await?), manifest: Box::new(manifest) };
     let keys = fingerprint::published(ctx, &site, Rows::of(&source), &wish)?;
     let built = build::build(ctx, &site, &source, &wish).await?;
-    let schema_version = built.schema_version;
+    let (schema_version, origin) = (built.schema_version, built.scratch.marker().origin.clone());
     let name = built.scratch.final_name().to_owned();
     database::swap_in(ctx, built.scratch, Keep::No).await?;
 
@@ -298,7 +298,7 @@ async fn build_and_store(
         made_at,
         snapshot: snapshot_id,
         build: keys.build,
-        base: keys.base.filter(|_| ancestor::may_go_on(&applied, Some(&origin))),
+        base: keys.base.filter(|_| ancestor::may_go_on(&applied, origin.as_ref())),
         applied,
         schema_version,
         database: name,

@@ -79,7 +79,12 @@ async fn docker_killed_at_any_call_of_a_reset_serves_the_old_or_the_new_database
             harness::say(&format!("killed {at}"));
             holds(&project, &contents, &at).await;
             // What the killed run has left in Docker went with the runs behind it.
-            assert_eq!(shell(&format!("docker ps -aq --filter name={pool}")), "", "{at}");
+            let path = project.sandbox.project();
+            let containers = format!(
+                "docker ps -aq --filter name={pool} --filter label=seedbed.path={path} | wc -l; \
+                 docker ps -aq --filter label=seedbed.path={path} | wc -l"
+            );
+            assert_eq!(shell(&containers), "0\n1", "{at}");
             let attached = format!("cat /sys/block/loop*/loop/backing_file | grep -c {pool}");
             assert_eq!(shell(&attached), "1", "{at}");
             if args == ["undo-reset"] {

@@ -475,7 +475,8 @@ async fn postgresql_18_lends_databases_whose_files_share_blocks_where_they_can()
     run_sql(&project.admin(), "checkpoint").await;
     let more = taken() - before;
     say(&format!("one `db create` of {size} kB on PostgreSQL 18: {took} ms, {more} kB"));
-    assert!(more < size / 20, "{more} of {size} kB");
+    // A segment of the log may have been made meanwhile, 16 MB.
+    assert!(more < size / 5, "{more} of {size} kB");
     project.run(&["down", "--volumes", "--yes"]).succeeds();
 }
 

@@ -143,8 +143,11 @@ sweep_generations() {
   [ ! -L "$env/previous" ] || previous=$(readlink "$env/previous")
   rm -f "$env"/*.new
   for found in "$root/images"/.*."${env##*/}" "$env/images"/.*."${env##*/}"; do
-    case "${found##*/}" in .passing.*) ;; *) rm -rf "$found" ;; esac
+    # Whoever still writes to it has no place for it any more.
+    gone="${found%/*}/.gone.${env##*/}.$$"
+    case "${found##*/}" in .passing.*) ;; *) ! mv -T "$found" "$gone" 2>/dev/null || rm -rf "$gone" || true ;; esac
   done
+  rm -rf "$root/images/.gone.${env##*/}".* "$env/images/.gone.${env##*/}".* || true
   for found in "$env"/g-*; do
     case "${found##*/}" in
       "$current" | "$kept" | "$previous") ;;
@@ -158,7 +161,7 @@ came_from() {
   [ "$shelf" != points ] || return 0
   # The server's own, as all beside it: else a base backup could not read it.
   cp -p "$2/PG_VERSION" "$2/seedbed.new" && printf '%s\n' "$1" >"$2/seedbed.new" \
-    && mv "$2/seedbed.new" "$2/seedbed.from" || true
+    && mv "$2/seedbed.new" "$2/seedbed.from" || rm -f "$2/seedbed.new"
 }
 
 # settle GENERATION: keeps that one, if any, beside the current one.
