@@ -197,6 +197,8 @@ async fn after_a_start_of_the_machine_the_pool_is_found_although_another_file_ha
     project.run(&["branch", "delete", "other", "--yes"]).succeeds();
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(of_pool(&pool), "");
+    // Its sandbox goes, and with that the file by whose name it is found.
+    shell(&format!("losetup -j {file} -O NAME -n | xargs -r losetup -d"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -335,6 +335,15 @@ async fn a_pool_that_cannot_be_mounted_stops_nobody_who_is_not_in_it() {
     let up = other.run(&["up"]);
     assert_ne!(up.code, Some(0), "{}", up.stderr);
     assert_eq!(shell(&format!("docker volume ls -q --filter name={pool}")).lines().count(), 2);
+    // Nor does anybody else remove it.
+    shell(&format!(
+        "docker ps -aq --filter label=seedbed.path={} | xargs -r docker rm -f >/dev/null; \
+         docker volume rm {pool}-mounted >/dev/null; \
+         for file in /sys/block/loop*/loop/backing_file; do \
+           if grep -qs {pool} $file; then losetup -d /dev/$(echo $file | cut -d / -f 4); fi; done; \
+         docker volume rm {pool} >/dev/null",
+        other.sandbox.project()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
