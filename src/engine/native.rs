@@ -149,6 +149,8 @@ impl NativeEngine {
                         .note("the server is started anew: its data came with another password");
                     self.stop_server(ctx).await?;
                 }
+                // It was on its way down.
+                Err(Error::Died { .. }) if self.serving().is_none() => {}
                 other => return other,
             }
         }
@@ -171,7 +173,12 @@ impl NativeEngine {
         if !self.data().join(MARKER).is_file() {
             self.make_cluster(ctx, &password).await?;
         }
-        self.start(ctx, port, &password).await?;
+        let port = match self.start(ctx, port, &password).await {
+            // One that a run had begun to start when it was killed has the data first.
+            Err(Error::Died { .. }) if let Some(port) = self.serving() => port,
+            Err(error) => return Err(error),
+            Ok(_) => port,
+        };
         let server = self.connect_to(ctx, &mut state, port).await?;
         step.done(format!("{} on port {port}", self.bin.major));
         Ok(server)
@@ -184,7 +191,8 @@ impl NativeEngine {
         }
     }
 
-    /// The port of the server that runs on our data, from its own lock file.
+    /// The port of the server that runs on our data, from its own lock file. Nobody may listen there: it
+    /// has just begun to start, or it ends.
     fn serving(&self) -> Option<u16> {
         let text = std::fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         let lines: Vec<&str> = text.lines().collect();
@@ -193,8 +201,19 @@ impl NativeEngine {
         }
         let pid = lines.first()?.trim().parse::<i32>().ok()?;
         let port = lines.get(3)?.trim().parse().ok()?;
-        // After a crash the number may belong to another process: then nobody listens.
-        (is_alive(pid) && is_postgres(pid) && !port::is_free(port)).then_some(port)
+        // After a crash the number may belong to another process.
+        let is_ours = || match self.is_in_our_data(pid) {
+            Some(is_ours) => is_ours,
+            None => !port::is_free(port),
+        };
+        (is_alive(pid) && is_postgres(pid) && is_ours()).then_some(port)
+    }
+
+    /// Whether this process works in our data directory, as each server does in its own; where that can be
+    /// told.
+    fn is_in_our_data(&self, pid: i32) -> Option<bool> {
+        let works_in = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+        Some(works_in == std::fs::canonicalize(self.data()).ok()?)
     }
 
     /// After a crash the number in the lock file may be that of another process, which PostgreSQL would
@@ -205,7 +224,7 @@ impl NativeEngine {
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
         let Some((number, rest)) = text.split_once('\n') else { return Ok(()) };
         let Ok(pid) = number.trim().parse::<i32>() else { return Ok(()) };
-        if !is_alive(pid) || is_postgres(pid) {
+        if !is_alive(pid) || (is_postgres(pid) && self.is_in_our_data(pid) != Some(false)) {
             return Ok(());
         }
         fs_err::write(&path, format!("{}\n{rest}", i32::MAX)).map_err(Error::file("write", &path))
@@ -332,7 +351,14 @@ impl NativeEngine {
         password: &SecretString,
     ) -> Result<Identity, Error> {
         let path = self.log();
-        let log = fs_err::File::create(&path).map_err(Error::file("make", &path))?;
+        // Somebody who starts as well, or ends, writes to the one that was there.
+        match fs_err::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("remove", &path)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let log = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
         let log: std::fs::File = log.into();
         let errors = log.try_clone().map_err(Error::file("open", &path))?;
         let mut child = self

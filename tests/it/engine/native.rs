@@ -171,18 +171,14 @@ async fn a_copy_of_a_project_never_takes_the_originals_server_for_its_own() {
     seedbed::pg::Session::connect(&server.admin).await.expect("the original's runs on");
 }
 
-/// After a crash the number in the server's lock file may be that of another process of the same user.
+/// After a crash the number in the server's lock file may be that of another process of the same user, also
+/// that of another server.
 #[tokio::test(flavor = "multi_thread")]
 async fn f31_a_lock_file_with_the_number_of_another_process_holds_nobody_up() {
     let project = Project::new(&native_config());
     let ctx = project.context();
     let first = project.engine().await.ensure(&ctx).await.expect("starts");
     let data = project.dir.join(".seedbed/native/data");
-    let text = std::fs::read_to_string(data.join("postmaster.pid")).expect("a server runs");
-    let (pid, rest) = text.split_once('\n').expect("several lines");
-    shell(&format!(
-        "kill -9 {pid}; while pgrep -f -- '[-]D {data}' >/dev/null; do sleep 0.05; done"
-    ));
     let user = shell(&format!("stat -c %u {data}"));
     let as_user =
         if shell("id -u") == "0" { format!("setpriv --reuid={user} ") } else { String::new() };
@@ -190,13 +186,98 @@ async fn f31_a_lock_file_with_the_number_of_another_process_holds_nobody_up() {
         .args(["-c", &format!("exec {as_user}sleep 300")])
         .spawn()
         .expect("there is a shell");
-    let lock = data.join("postmaster.pid");
-    std::fs::write(&lock, format!("{}\n{rest}", other.id())).expect("we are root or the owner");
-    let found = project.engine().await.running(&ctx).await.expect("asked");
-    assert!(found.is_none(), "another process is no server");
-    let second = project.engine().await.ensure(&ctx).await.expect("starts");
-    assert_eq!(second.system_identifier, first.system_identifier);
+    let neighbour = Project::new(&native_config());
+    neighbour.engine().await.ensure(&neighbour.context()).await.expect("starts");
+    let number_of_neighbour = postmaster(&neighbour).expect("it runs");
+    for number in [other.id().to_string(), number_of_neighbour.to_string()] {
+        let pid = postmaster(&project).expect("it runs");
+        shell(&format!(
+            "kill -9 {pid}; while pgrep -f -- '[-]D {data}' >/dev/null; do sleep 0.05; done"
+        ));
+        let lock = data.join("postmaster.pid");
+        let text = std::fs::read_to_string(&lock).expect("it was killed");
+        let (_, rest) = text.split_once('\n').expect("several lines");
+        std::fs::write(&lock, format!("{number}\n{rest}")).expect("we are root or the owner");
+        let found = project.engine().await.running(&ctx).await.expect("asked");
+        assert!(found.is_none(), "another process is not our server");
+        let second = project.engine().await.ensure(&ctx).await.expect("starts");
+        assert_eq!(second.system_identifier, first.system_identifier);
+    }
     assert!(other.try_wait().expect("our own child").is_none(), "the other process goes on");
+    assert_eq!(postmaster(&neighbour), Some(number_of_neighbour), "the other server goes on");
     other.kill().expect("our own child");
     other.wait().expect("our own child");
+}
+
+/// Killed when the server had begun to start and nobody could find it by its port yet: the next run waits for
+/// that one, and a removal ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_just_begun_to_start_is_found() {
+    for goes_on in [true, false] {
+        let project = Project::new(&native_config());
+        let ctx = project.context();
+        project.engine().await.ensure(&ctx).await.expect("starts");
+        let mut tries = 0..50;
+        let pid = loop {
+            project.engine().await.stop(&ctx, Volumes::Keep).await.expect("stops");
+            let begun = async {
+                loop {
+                    match postmaster(&project) {
+                        Some(pid) => break pid,
+                        None => tokio::task::yield_now().await,
+                    }
+                }
+            };
+            let engine = project.engine().await;
+            let pid = tokio::select! {
+                pid = begun => pid,
+                _ = engine.ensure(&ctx) => continue,
+            };
+            shell(&format!("kill -STOP {pid}"));
+            // Nobody listens there yet: the fourth line has the port.
+            let lock = project.dir.join(".seedbed/native/data/postmaster.pid");
+            let port = shell(&format!("sed -n 4p {lock}"));
+            if !shell("ss -Hltn").contains(&format!(":{port} ")) {
+                break pid;
+            }
+            shell(&format!("kill -CONT {pid}"));
+            assert!(tries.next().is_some(), "it listened too soon each time");
+        };
+        let goes_on_soon =
+            std::thread::spawn(move || shell(&format!("sleep 0.5; kill -CONT {pid}")));
+        if goes_on {
+            project.engine().await.ensure(&ctx).await.expect("is waited for");
+            assert_eq!(postmaster(&project), Some(pid));
+        } else {
+            project.engine().await.stop(&ctx, Volumes::Remove).await.expect("is stopped");
+            assert_eq!(shell(&format!("pgrep -x postgres | grep -x {pid} || true")), "");
+        }
+        goes_on_soon.join().expect("it was told to");
+    }
+}
+
+/// One that ends, and listens still or no more, is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_on_its_way_down_is_started_again() {
+    let project = Project::new(&native_config());
+    let ctx = project.context();
+    for wait in ["0", "0.005", "0.02", "0.05"] {
+        let first = project.engine().await.ensure(&ctx).await.expect("starts");
+        seedbed::pg::Session::connect(&first.admin).await.expect("runs");
+        let pid = postmaster(&project).expect("it runs");
+        shell(&format!("kill -INT {pid}; sleep {wait}"));
+        let second = project.engine().await.ensure(&ctx).await.expect("starts again");
+        seedbed::pg::Session::connect(&second.admin).await.expect("runs");
+        assert_ne!(postmaster(&project), Some(pid), "after {wait} s");
+    }
+}
+
+/// The number of the server in its lock file.
+fn postmaster(project: &Project) -> Option<u32> {
+    let lock = project.dir.join(".seedbed/native/data/postmaster.pid");
+    let text = std::fs::read_to_string(lock).ok()?;
+    let (number, rest) = text.split_once('\n')?;
+    // Written at once, with its port.
+    rest.lines().nth(2)?;
+    number.parse().ok()
 }

@@ -18,6 +18,7 @@ pub struct Injection<'s> {
     sandbox: &'s Sandbox,
     calls: &'static str,
     what: String,
+    path: Option<String>,
 }
 
 /// Calls of this kind (`fsync`, or several with commas) fail with `error`: all of them, or in each
@@ -29,12 +30,12 @@ pub fn failing<'s>(
     number: Option<usize>,
 ) -> Injection<'s> {
     let when = number.map_or_else(String::new, |number| format!(":when={number}"));
-    Injection { sandbox, calls, what: format!("error={error}{when}") }
+    Injection { sandbox, calls, what: format!("error={error}{when}"), path: None }
 }
 
 /// The program is killed when a thread of it makes this call for the `number`th time.
 pub fn killed_at<'s>(sandbox: &'s Sandbox, calls: &'static str, number: usize) -> Injection<'s> {
-    Injection { sandbox, calls, what: format!("signal=KILL:when={number}") }
+    Injection { sandbox, calls, what: format!("signal=KILL:when={number}"), path: None }
 }
 
 /// The program is interrupted, as by Ctrl-C, when a thread of it makes this call for the `number`th time.
@@ -43,10 +44,15 @@ pub fn interrupted_at<'s>(
     calls: &'static str,
     number: usize,
 ) -> Injection<'s> {
-    Injection { sandbox, calls, what: format!("signal=INT:when={number}") }
+    Injection { sandbox, calls, what: format!("signal=INT:when={number}"), path: None }
 }
 
 impl Injection<'_> {
+    /// Only calls that name this file: which number one has in its thread is a matter of scheduling.
+    pub fn of(self, path: impl AsRef<str>) -> Self {
+        Self { path: Some(path.as_ref().to_owned()), ..self }
+    }
+
     /// What the run showed, and the calls that were hit, with the paths of their files.
     pub fn run(&self, args: &[&str]) -> (Run, Vec<String>) {
         let log = tempfile::NamedTempFile::new().expect("the temporary folder can be written to");
@@ -56,6 +62,7 @@ impl Injection<'_> {
             .args(["--follow-forks", "--detach-on=execve", "--decode-fds=path", "-qq"])
             .arg(format!("--trace={}", self.calls))
             .arg(format!("--inject={}:{}", self.calls, self.what))
+            .args(self.path.iter().map(|path| format!("--trace-path={path}")))
             .arg("--output")
             .arg(log.path())
             .arg(sandbox::PROGRAM)
