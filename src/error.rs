@@ -46,9 +46,9 @@ pub enum Error {
     /// Something else would do, if it were asked for.
     #[error("{what}{error}")]
     Instead { what: String, error: Box<Error>, instead: String },
-    /// The server met a full disk; the hint names it.
+    /// The server met a full disk, or has crashed; the hint says where or how.
     #[error("{error}")]
-    Full {
+    Hinted {
         #[source]
         error: Box<Error>,
         hint: String,
@@ -101,7 +101,7 @@ impl Error {
             Self::CommandLine(_) => Exit::CommandLine,
             Self::Refused { .. } => Exit::Refused,
             Self::CheckFailed(_) => Exit::CheckFailed,
-            Self::Instead { error, .. } | Self::Full { error, .. } => error.exit(),
+            Self::Instead { error, .. } | Self::Hinted { error, .. } => error.exit(),
             Self::Database { error, .. } => pg_exit(error),
             Self::Server(_) | Self::NoServer => Exit::Server,
             Self::File { .. } => Exit::Database,
@@ -135,7 +135,7 @@ impl Error {
             Self::Instead { error, instead, .. } => {
                 error.hints().into_iter().take(1).chain([instead.clone()]).collect()
             }
-            Self::Full { error, hint } => {
+            Self::Hinted { error, hint } => {
                 [hint.clone()].into_iter().chain(error.hints().into_iter().take(1)).collect()
             }
             Self::Server(error) => {
@@ -172,6 +172,13 @@ impl Error {
         let text = self.to_string();
         text.contains("(SQLSTATE 53100)")
             || (text.contains("No space left on device") && !text.contains("(os error "))
+    }
+
+    /// Whether a session was lost that the server had let in: [`pg::Error::Closed`], or 57P02 where another
+    /// session's process has crashed.
+    pub(crate) fn is_about_a_crash(&self) -> bool {
+        let text = self.to_string();
+        text.contains("the connection to the server ended") || text.contains("(SQLSTATE 57P02)")
     }
 
     /// A word for machines: the `kind` of the JSON error.

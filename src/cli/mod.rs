@@ -167,18 +167,28 @@ async fn dispatch(
     };
     match run::command(&ctx, &cli.command, &cli.global).await {
         Ok(outcome) => {
-            let failure = outcome.failure.map(|error| with_place(&ctx, error));
+            let failure = match outcome.failure {
+                Some(error) => Some(with_hint(&ctx, error).await),
+                None => None,
+            };
             Ok(Outcome { failure, ..outcome })
         }
-        Err(error) => Err(with_place(&ctx, error)),
+        Err(error) => Err(with_hint(&ctx, error).await),
     }
 }
 
-/// The same with the place that is full, where it is about the disk of the environment's server.
-fn with_place(ctx: &Context, error: Error) -> Error {
-    match engine::room::hint(ctx) {
-        Some(hint) if error.is_about_space() => Error::Full { error: Box::new(error), hint },
-        Some(_) | None => error,
+/// The same with what is known of the environment's server: the place that is full, how it has crashed.
+async fn with_hint(ctx: &Context, error: Error) -> Error {
+    let hint = if error.is_about_space() {
+        engine::room::hint(ctx)
+    } else if error.is_about_a_crash() {
+        engine::crash::hint(ctx).await
+    } else {
+        None
+    };
+    match hint {
+        Some(hint) => Error::Hinted { error: Box::new(error), hint },
+        None => error,
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod archive;
 mod choose;
+pub(crate) mod crash;
 mod docker;
 mod embedded;
 mod error;

@@ -21,7 +21,7 @@ use tokio::io::AsyncWriteExt;
 use super::images::Shelf;
 use super::place::{self, BinDir, RunAs};
 use super::state::{self, NativeState, State};
-use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
+use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, crash, port, ready, settings};
 use crate::context::Context;
 use crate::pg::tools::Tools;
 use crate::pg::{Session, SslMode, Target, scram};
@@ -381,7 +381,7 @@ impl NativeEngine {
             Ok(Some(status)) => Err(Error::Died {
                 what: what.clone(),
                 exit: status.code().or(status.signal()).map(i64::from),
-                log: last_lines(&path),
+                log: last_lines(&path, LOG_LINES),
             }),
             Ok(None) | Err(_) => Ok(()),
         };
@@ -444,9 +444,11 @@ impl NativeEngine {
         let what = self.what();
         let alive = async || match self.serving() {
             Some(_) => Ok(()),
-            None => {
-                Err(Error::Died { what: what.clone(), exit: None, log: last_lines(&self.log()) })
-            }
+            None => Err(Error::Died {
+                what: what.clone(),
+                exit: None,
+                log: last_lines(&self.log(), LOG_LINES),
+            }),
         };
         let identity = ready::until_answering(ctx, &what, &target, alive).await?;
         if let Some(wanted) = &self.password
@@ -470,6 +472,11 @@ impl NativeEngine {
             kind: self.kind,
             tools: Tools::on_host(&self.bin.dir, self.bin.major),
         })
+    }
+
+    /// Why the connection to the server may have ended, as its log tells.
+    pub(super) fn why_lost(&self) -> Option<String> {
+        crash::of_log(&last_lines(&self.log(), crash::LINES))
     }
 
     async fn stop_server(&self, ctx: &Context) -> Result<(), Error> {
@@ -571,9 +578,9 @@ fn remove_dir(dir: &Utf8Path) -> Result<(), Error> {
     }
 }
 
-fn last_lines(path: &Utf8Path) -> Vec<String> {
+fn last_lines(path: &Utf8Path, count: usize) -> Vec<String> {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|&line| line.to_owned()).collect()
+    lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
 }

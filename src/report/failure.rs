@@ -33,7 +33,7 @@ pub struct FlywayFacts {
 
 impl FlywayFacts {
     fn of(error: &Error) -> Option<Self> {
-        if let Error::Full { error, .. } | Error::Instead { error, .. } = error {
+        if let Error::Hinted { error, .. } | Error::Instead { error, .. } = error {
             return Self::of(error);
         }
         let Error::Migrate(error) = error else { return None };

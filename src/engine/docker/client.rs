@@ -461,7 +461,13 @@ impl Client {
 
     /// The last lines that a container wrote; none when they cannot be had.
     pub async fn last_lines(&self, name: &str) -> Vec<String> {
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("12").build();
+        self.lines(name, 12).await
+    }
+
+    /// The last `count` lines that a container wrote; none when they cannot be had.
+    pub async fn lines(&self, name: &str, count: usize) -> Vec<String> {
+        let count = count.to_string();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(&count).build();
         let lines = self.docker.logs(name, Some(options)).try_collect::<Vec<LogOutput>>();
         let text: String =
             lines.await.unwrap_or_default().iter().map(ToString::to_string).collect();

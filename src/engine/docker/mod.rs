@@ -26,7 +26,7 @@ use self::image::ServerImage;
 use self::pool::Pool;
 use super::images::Shelf;
 use super::state::{self, DockerState, State};
-use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, port, ready, settings};
+use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, crash, port, ready, settings};
 use crate::config::Config;
 use crate::context::Context;
 use crate::pg::tools::Tools;
@@ -584,6 +584,18 @@ impl DockerEngine {
                 log: self.client.last_lines(&self.name).await,
             }),
         }
+    }
+
+    /// Why the connection to the server may have ended, as its container tells.
+    pub(super) async fn why_lost(&self, ctx: &Context) -> Option<String> {
+        let look = async || match self.container().await?.ok_or(None)? {
+            Container { running: false, exit: Some(code), .. } => {
+                Ok(format!("{} has ended with code {code}", self.what()))
+            }
+            _ => crash::of_log(&self.client.lines(&self.name, crash::LINES).await).ok_or(None),
+        };
+        // The daemon hears of it a moment after the sessions.
+        ready::until::<_, Option<Error>>(ctx, std::time::Duration::from_secs(1), look).await.ok()
     }
 
     /// Writes the marker beside the data, and empties the file that the password came in.
