@@ -124,6 +124,26 @@ impl HelperContainer {
     }
 }
 
+/// Ends a program and waits for its end. The daemon has no verb to end an exec: the process is found by the mark in its
+/// environment, of which nothing can be read while it becomes another program, as a wrapper does; and it may not
+/// be there yet.
+const END: &str = r#"
+seen= turn=0
+while [ "$turn" -lt 20 ]; do
+  found= signal=TERM
+  [ "$turn" -lt 10 ] || signal=KILL
+  for process in /proc/[0-9]*; do
+    if grep -qs "$0" "$process/environ"; then
+      found=yes seen=yes
+      kill -s "$signal" "${process#/proc/}"
+    fi
+  done
+  [ -n "$found" ] || [ -z "$seen" ] || exit 0
+  sleep 0.05
+  turn=$((turn + 1))
+done
+"#;
+
 async fn run_in(
     ctx: &Context,
     client: &Client,
@@ -143,10 +163,7 @@ async fn run_in(
     let exec = Exec { command: run.command, env, user, stdin: run.stdin };
     let result = ready::cancellable(ctx, client.exec(container, exec)).await;
     if result.is_err() {
-        // The daemon has no verb to end an exec: find the process by the mark in its environment.
-        let script = "for d in /proc/[0-9]*; do \
-            grep -qs \"$0\" \"$d/environ\" && kill \"${d#/proc/}\"; done";
-        let command = ["sh", "-c", script, &mark].map(str::to_owned).to_vec();
+        let command = ["sh", "-c", END, &mark].map(str::to_owned).to_vec();
         let kill = Exec { command, env: Vec::new(), user, stdin: None };
         let _ = client.exec(container, kill).await;
     }

@@ -364,7 +364,7 @@ pub(super) async fn act_fed(
             Ok(()) | Err(archive::Unsent::NotRead) if code == 0 => Ok(()),
             Ok(()) | Err(archive::Unsent::NotRead) => Err(Error::DockerCall {
                 action: format!("receive data in the pool {}", pool.mounted),
-                reason: client.last_lines(&id).await.join("; "),
+                reason: last_words(client, &id, code).await,
             }),
         }
     };
@@ -663,7 +663,7 @@ async fn run_made(
         }
         Err(Error::DockerCall {
             action: format!("run the container `{name}`"),
-            reason: client.last_lines(id).await.join("; "),
+            reason: last_words(client, id, code).await,
         })
     };
     let ran = ran.await;
@@ -671,6 +671,14 @@ async fn run_made(
     let output = ran?;
     removed?;
     Ok(output)
+}
+
+/// What a helper has said; one that was killed says nothing.
+async fn last_words(client: &Client, id: &str, code: i64) -> String {
+    match client.last_lines(id).await.join("; ") {
+        said if said.is_empty() => format!("it ended with status {code}"),
+        said => said,
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //! that are killed, secrets in `inspect`.
 
 use secrecy::ExposeSecret;
+use seedbed::context::Context;
 use seedbed::engine::{Error, ServerKind, Volumes};
 use seedbed::error::Exit;
 use seedbed::pg::tools::{Call, Tools};
+use tokio_util::sync::CancellationToken;
 
 use super::{IMAGE, Project, container_of, docker_is_here, shell};
 use crate::harness::{server, unique, watchdog};
@@ -434,43 +436,44 @@ async fn a_helper_container_goes_with_whoever_holds_it() {
     drop(tools);
     shell(&format!(
         "i=0; while test -n \"$(docker ps -aq --filter label=seedbed.role=clients --filter \
-         label=seedbed.path={})\"; do i=$((i+1)); test $i -lt 200; sleep 0.05; done",
+         label=seedbed.path={})\"; do i=$((i+1)); test $i -lt 200 || exit 1; sleep 0.05; done",
         project.dir
     ));
     assert_eq!(helpers(), "");
 }
 
+/// Also while Debian's wrapper becomes the program, before it is there, and when it does not listen.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_client_is_ended_in_the_container() {
     if !docker_is_here() {
         return;
     }
     let project = Project::new(DOCKER);
-    let ctx = project.context();
-    let server = project.engine().await.ensure(&ctx).await.expect("starts");
+    let server = project.engine().await.ensure(&project.context()).await.expect("starts");
     let name = container_of(&project);
-    let sleeping = "select pg_sleep(600)";
-    let stop = project.cancel.clone();
-    let watch = std::thread::spawn(move || {
-        shell(&format!(
-            "i=0; until docker exec {name} sh -c 'cat /proc/[0-9]*/cmdline' 2>/dev/null | grep -qa pg_sleep; do \
-             i=$((i+1)); test $i -lt 200 || exit 1; sleep 0.05; done"
-        ));
-        stop.cancel();
-        name
-    });
-    let call = Call {
-        program: "psql",
-        args: vec!["-X".to_owned(), "-c".to_owned(), sleeping.to_owned()],
-        target: Some(&server.admin),
-        stdin: None,
-        input_file: None,
-    };
-    let error = server.tools.run(&ctx, call).await.err().expect("interrupted");
-    assert!(matches!(error, Error::Interrupted), "{error}");
-    let name = watch.join().expect("it was seen");
-    shell(&format!(
-        "i=0; while docker exec {name} sh -c 'cat /proc/[0-9]*/comm' | grep -qx psql; do \
-         i=$((i+1)); test $i -lt 100; sleep 0.05; done"
-    ));
+    let sleeps = "select pg_sleep(600)";
+    let deaf = "\\! trap '' TERM; while :; do sleep 1; done";
+    let soon = (0..300).step_by(12).map(|wait| (sleeps, wait));
+    for (command, wait) in soon.chain([(sleeps, 2000), (deaf, 2000)]) {
+        let stop = CancellationToken::new();
+        let ctx = Context { cancel: stop.clone(), ..project.context() };
+        let call = Call {
+            program: "psql",
+            args: ["-X", "-c", command].map(str::to_owned).to_vec(),
+            target: Some(&server.admin),
+            stdin: None,
+            input_file: None,
+        };
+        let stopped = std::thread::spawn(move || {
+            shell(&format!("sleep {}", f64::from(wait) / 1000.0));
+            stop.cancel();
+        });
+        let error = server.tools.run(&ctx, call).await.err().expect("interrupted");
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        stopped.join().expect("it waits");
+        let left = format!(
+            "docker exec {name} sh -c 'cat /proc/[0-9]*/comm' | grep -x -e psql -e sleep || true"
+        );
+        assert_eq!(shell(&left), "", "`{command}` after {wait} ms");
+    }
 }

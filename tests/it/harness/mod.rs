@@ -76,6 +76,16 @@ pub fn full() -> bool {
     variable("SEEDBED_TEST_FULL") == Some("1".to_owned())
 }
 
+/// How many steps a sweep that takes long goes on at a time: this many in the suite, this many with `--full`, one with
+/// `scripts/test --every`.
+pub fn stride(suite: usize, full: usize) -> usize {
+    match (variable("SEEDBED_TEST_EVERY").as_deref(), self::full()) {
+        (Some("1"), _) => 1,
+        (_, true) => full,
+        (_, false) => suite,
+    }
+}
+
 /// The folder of real databases, which only `--full` runs against (it then demands the folder).
 pub fn datasets() -> Option<camino::Utf8PathBuf> {
     if !full() {

@@ -1,14 +1,19 @@
 //! kill -9 of what works inside a container (`act.sh`), at the programs that it starts: whoever asked for it is told,
 //! the environment is the old or the new one, and the next runs leave nothing behind.
 
+use std::process::Stdio;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use super::Project;
+use super::branches::on_branch;
 use super::image_kills::{Contents, of_pool, ready};
 use super::images::{in_docker, shell, use_it};
-use crate::harness::{self, unique, watchdog};
+use super::published::{newcomer, took};
+use super::{Project, contents};
+use crate::harness::{self, Run, unique, watchdog};
 
-/// Kills the act that has called it when it is its turn, else is what it is called.
+/// Kills the act that has called it when it is its turn, else is what it is called. The first process of a
+/// container cannot be killed from inside: there it says so, and waits.
 const PROGRAM: &str = "#!/bin/sh
 turn=/seedbed/.turn
 if [ -e $turn ] && grep -aq 'Acts on the data directories' /proc/$PPID/cmdline; then
@@ -17,6 +22,10 @@ if [ -e $turn ] && grep -aq 'Acts on the data directories' /proc/$PPID/cmdline; 
     echo $left >$turn
   else
     /usr/bin/rm $turn
+    if [ $PPID = 1 ]; then
+      : >/seedbed/.reached
+      exec sleep 600
+    fi
     kill -9 $PPID
     exit 1
   fi
@@ -129,7 +138,6 @@ async fn docker_killed_inside_an_act_the_old_or_the_new_database_is_served() {
         assert!(count >= 2, "{args:?}: {count}");
     }
     freezes(&project, &used).await;
-    goes(&project).await;
     assert_eq!(project.contents().await, used);
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(of_pool(&pool), "");
@@ -188,25 +196,140 @@ async fn freezes(project: &Project, used: &str) {
     assert!(count >= 2, "{count}");
 }
 
-/// A branch goes. Its act is the first process of its container, which nothing inside can kill: there the program
-/// fails that it has called.
-async fn goes(project: &Project) {
-    let mut count = 0;
-    for turn in 1.. {
-        project.run(&["up", "--branch", "other"]).succeeds();
-        arm(project, turn);
-        let run = project.run(&["branch", "delete", "other", "--yes"]);
-        let was_cut_off = was_killed(project);
-        let at = format!("program {turn} of a deletion: {:?}", run.code);
-        harness::say(&format!("cut off at {at}"));
-        if run.code != Some(0) {
-            project.run(&["branch", "delete", "other", "--yes"]).succeeds();
+/// Runs the program; an act of it that works in a container of its own dies with that at the program `turn`. Whether it
+/// came to that.
+fn cut_off(
+    of: &Project,
+    args: &[&str],
+    turn: usize,
+    observer: &Project,
+    pool: &str,
+) -> (Run, bool) {
+    arm(observer, turn);
+    let mut command = of.sandbox.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program was built for this suite");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while child.try_wait().expect("our own child").is_none() {
+        assert!(Instant::now() < deadline, "program {turn} of {args:?}: no end");
+        let reached = "rm /seedbed/.reached 2>/dev/null && echo yes || true";
+        if inside(observer, reached) == "yes" {
+            shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
         }
-        assert_eq!(inside(project, "ls -d /seedbed/envs/*/ | wc -l"), "1", "{at}");
+    }
+    let output = child.wait_with_output().expect("our own child");
+    let (run, was_cut_off) = (of.sandbox.ended(args, output), was_killed(observer));
+    let at = format!("program {turn} of {args:?}: {:?}", run.code);
+    harness::say(&format!("cut off at {at}"));
+    if run.code != Some(0) {
+        assert!(was_cut_off, "{at}: {}", run.stderr);
+        // Whoever asked for it is told.
+        assert!(run.stderr.contains("error: "), "{at}: {}", run.stderr);
+        assert!(!run.stderr.contains(": \n"), "{at}: {}", run.stderr);
+    }
+    (run, was_cut_off)
+}
+
+/// A branch begins as a clone, and goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_with_its_container_an_act_of_a_branch_leaves_nothing() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", image());
+    let Contents { clean, used } = ready(&project).await;
+    let (up, delete) = (["up", "--branch", "other"], ["branch", "delete", "other", "--yes"]);
+    let mut counts = [0; 2];
+    for turn in turns() {
+        let (_, begins) = cut_off(&project, &up, turn, &project, &pool);
+        let again = project.run(&up).succeeds();
+        assert!(!again.stderr.contains("restore tables"), "{turn}: {}", again.stderr);
+        assert_eq!(contents(&on_branch(&project, "other")).await, clean, "{turn}");
+        assert_eq!(left(&project), "", "{turn}");
+
+        let (run, goes) = cut_off(&project, &delete, turn, &project, &pool);
+        if run.code != Some(0) {
+            project.run(&delete).succeeds();
+        }
+        assert_eq!(inside(&project, "ls -d /seedbed/envs/*/ | wc -l"), "1", "{turn}");
+        if !begins && !goes {
+            break;
+        }
+        counts[0] += u32::from(begins);
+        counts[1] += u32::from(goes);
+    }
+    assert!(counts[0] >= 2 && counts[1] >= 1, "{counts:?}");
+    assert_eq!(project.contents().await, used);
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
+}
+
+/// Data moves into the pool: that of a branch which has a volume of its own, to be kept as a point.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_with_its_container_data_that_moves_into_the_pool_is_whole() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", image());
+    ready(&project).await;
+    let save = ["branch", "save", "point", "--branch", "other"];
+    let mut count = 0;
+    for turn in turns() {
+        project.sandbox.set("SEEDBED_IMAGES_KIND", "template");
+        project.run(&["up", "--branch", "other"]).succeeds();
+        project.sandbox.set("SEEDBED_IMAGES_KIND", "auto");
+        let data = on_branch(&project, "other");
+        let change = format!("update shop.item set cents = {}", turn + 1);
+        crate::harness::postgres::run_sql(&data, &change).await;
+        let used = contents(&data).await;
+        let (run, was_cut_off) = cut_off(&project, &save, turn, &project, &pool);
+        project.run(&["up", "--branch", "other"]).succeeds();
+        assert_eq!(contents(&on_branch(&project, "other")).await, used, "{turn}");
+        if run.code != Some(0) {
+            project.run(&save).succeeds();
+        }
+        assert_eq!(left(&project), "", "{turn}");
+        project.run(&["reset", "--branch", "other"]).succeeds();
+        project.run(&["branch", "restore", "point", "--branch", "other"]).succeeds();
+        assert_eq!(contents(&on_branch(&project, "other")).await, used, "{turn}");
+        project.run(&["branch", "delete", "other", "--yes"]).succeeds();
+        assert_eq!(inside(&project, "ls -d /seedbed/envs/*/ | wc -l"), "1", "{turn}");
         if !was_cut_off {
             break;
         }
         count += 1;
     }
-    assert!(count >= 1, "nothing was cut off");
+    assert!(count >= 2, "{count}");
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
+}
+
+/// A newcomer takes a published image, beside somebody else who is in the pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_killed_with_its_container_an_image_that_is_fetched_is_whole_or_not_there() {
+    let Some((mut observer, pool)) = in_docker().await else { return };
+    observer.sandbox.set("SEEDBED_ENGINE_IMAGE", image());
+    observer.run(&["snapshot", "image", "latest"]).succeeds();
+    // One without rows, so that the image of those is not here.
+    observer.run(&["up", "--seed", "none"]).succeeds();
+    let mut project = newcomer(&observer, "kind = \"docker\"\n", "always");
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", image());
+    project.sandbox.set("SEEDBED_IMAGES_POOL", &pool);
+    let mut clean = None;
+    let mut count = 0;
+    for turn in turns() {
+        let (_, was_cut_off) = cut_off(&project, &["up"], turn, &observer, &pool);
+        let up = project.run(&["up"]).succeeds();
+        assert!(!up.stderr.contains("restore tables"), "{turn}: {}", up.stderr);
+        let found = project.contents().await;
+        assert_eq!(&found, clean.get_or_insert_with(|| found.clone()), "{turn}");
+        assert_eq!(left(&observer), "", "{turn}");
+        project.run(&["down", "--volumes", "--yes"]).succeeds();
+        assert_eq!(inside(&observer, "ls -d /seedbed/envs/*/ | wc -l"), "1", "{turn}");
+        if !was_cut_off {
+            break;
+        }
+        count += 1;
+    }
+    assert!(count >= 2, "{count}");
+    took(&project.run(&["up"]).succeeds());
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    observer.run(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(of_pool(&pool), "");
 }

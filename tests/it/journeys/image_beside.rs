@@ -123,7 +123,7 @@ async fn docker_killed_at_any_call_of_a_reset_that_goes_on_serves_the_old_or_the
     project.run(&["reset"]).succeeds();
     let clean = project.text(state).await;
     // Some hundred calls, half a minute each.
-    for stop in (1..).step_by(if harness::full() { 9 } else { 24 }) {
+    for stop in (1..).step_by(harness::stride(24, 9)) {
         use_it(&project).await;
         // One more each time, so that no image is exactly this checkout's.
         let path = format!("sql/V{}__notes.sql", stop + 2);

@@ -234,7 +234,7 @@ async fn docker_killed_at_any_call_of_a_pull_that_goes_on_leaves_no_image_of_an_
     fs_err::remove_file(view).expect("is there");
     project.run(&["snapshot", "image", "latest"]).succeeds();
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
-    let stops = (10..).step_by(if harness::full() { 3 } else { 12 });
+    let stops = (10..).step_by(harness::stride(12, 3));
     killed_at_calls_of_a_pull(&project, &pool, stops).await;
 }
 
@@ -283,7 +283,7 @@ async fn docker_killed_at_any_call_of_publishing_leaves_no_image_and_the_next_ru
         || shell(&format!("find {path}/seed/snapshots/images -name '*.json' 2>/dev/null | wc -l"));
     let label = format!("--filter label=seedbed.path={path}/.seedbed/image");
     let mut count = 0;
-    for stop in (1..).step_by(if harness::full() { 2 } else { 12 }) {
+    for stop in (1..).step_by(harness::stride(12, 2)) {
         let before = documents();
         let Some(seen) = kill(&project, &make, stop) else { break };
         let at = format!("call {stop}: {}", seen.last().map_or("", String::as_str));
