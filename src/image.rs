@@ -75,7 +75,7 @@ pub struct Listed {
 }
 
 /// The images, and which environments came from which.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Shelf {
     pub images: Vec<Listed>,
     /// All that lie beside the images, those as well whose image is gone.

@@ -287,21 +287,17 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
             Ok(()) => {}
         }
     }
-    let stopped = stop(ctx, volumes).await?;
-    if stopped.data_removed.is_some() {
-        frozen::forget_carried(ctx)?;
-    }
-    Ok(stopped)
+    stop_all(ctx, volumes).await
 }
 
-async fn stop(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
+async fn stop_all(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
     match engine::chosen_before(ctx).await? {
-        Some(engine) => Ok(engine.stop(ctx, volumes).await?),
+        Some(engine) => stop(ctx, &engine, volumes).await,
         // The state was lost, with the folder perhaps; what it told of may be there still.
         None if volumes == engine::Volumes::Remove && !ctx.config.protected => {
             let mut stopped = engine::Stopped::default();
             for engine in engine::all_before(ctx).await? {
-                let found = engine.stop(ctx, volumes).await?;
+                let found = stop(ctx, &engine, volumes).await?;
                 stopped.server = stopped.server.or(found.server);
                 stopped.data_removed = stopped.data_removed.or(found.data_removed);
             }
@@ -309,6 +305,18 @@ async fn stop(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped
         }
         None => Ok(engine::Stopped::default()),
     }
+}
+
+async fn stop(
+    ctx: &Context,
+    engine: &engine::Engine,
+    volumes: engine::Volumes,
+) -> Result<engine::Stopped, Error> {
+    let stopped = engine.stop(ctx, volumes).await?;
+    if stopped.data_removed.is_some() {
+        frozen::forget_carried(ctx, engine.kind())?;
+    }
+    Ok(stopped)
 }
 
 /// How `snapshot create` is to run.

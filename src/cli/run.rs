@@ -250,7 +250,7 @@ async fn images(ctx: &Context, verb: args::Images) -> Result<Outcome, Error> {
     match verb {
         args::Images::List => {
             let shelf = image::with_sharers(ctx, &engine).await?;
-            Outcome::done(show::images(&shelf), &shelf.images)
+            Outcome::done(show::images(&shelf), &shelf)
         }
         args::Images::Prune => {
             let pruned = image::prune(ctx, &engine, !ctx.yes).await?;

@@ -86,12 +86,12 @@ pub(crate) async fn give_what_is_left(
     remove(&file)
 }
 
-/// Removes what a run that was killed has carried: the data of the environment's servers is gone.
+/// Removes what a run that was killed has carried: the data of the environment's server of this kind is gone.
 ///
 /// # Errors
 /// A file that cannot be removed.
-pub(crate) fn forget_carried(ctx: &Context) -> Result<(), Error> {
-    [ServerKind::Docker, ServerKind::Native].iter().try_for_each(|&kind| remove(&file(ctx, kind)))
+pub(crate) fn forget_carried(ctx: &Context, kind: ServerKind) -> Result<(), Error> {
+    remove(&file(ctx, kind))
 }
 
 async fn give(session: &Session, verifiers: &[Verifier]) -> Result<(), Error> {

@@ -240,7 +240,7 @@ async fn a_point_is_a_frozen_directory_natively_where_copies_share_blocks() {
     let Some(project) = native_with_reflinks().await else { return };
     comes_back(&project, "frozen").await;
     let images = project.run(&["images", "list", "--json"]).succeeds().json();
-    let images = images["result"].as_array().expect("a list").len();
+    let images = images["images"].as_array().expect("a list").len();
     assert!(images > 0);
     project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
     project.run(&["branch", "restore", "after"]).succeeds();

@@ -74,7 +74,7 @@ async fn shares_blocks_by_itself(disk: &Utf8Path) {
     // A branch shares them too, and what is there is found again.
     project.run(&["up", "--branch", "other"]).succeeds();
     let sharers = project.run(&["images", "list", "--json"]).succeeds().json();
-    let sharers = sharers["result"][0]["environments"].as_array().map_or(0, Vec::len);
+    let sharers = sharers["images"][0]["environments"].as_array().map_or(0, Vec::len);
     assert_eq!(sharers, 2);
     project.run(&["down"]).succeeds();
     project.run(&["up"]).succeeds();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::images::{in_docker, native_with_reflinks, shell, use_it};
 use super::pool_full::look;
-use super::published::{images_on, make, store_of, took};
+use super::published::{images_on, published_with_block, took};
 use super::{Project, copy_tree};
 use crate::harness::daemon_proxy::{DaemonProxy, PATIENCE};
 use crate::harness::fault_proxy::Seen;
@@ -170,20 +170,11 @@ async fn native_killed_at_any_step_of_a_reset_a_password_that_a_block_has_given_
     if !harness::require("strace", strace::is_here()) {
         return;
     }
-    let mut maker = Project::native().with_snapshot().await;
-    images_on(&mut maker, "never");
-    let Some(mut project) = native_with_reflinks().await else { return };
-    images_on(&mut project, "always");
-    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
-    for project in [&maker, &project] {
-        let accounts = project.sandbox.read("users/accounts.sql");
-        let block = "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'guest') THEN
-               CREATE ROLE guest LOGIN PASSWORD 'guest word';
-             END IF; END $$;
-             GRANT SELECT ON shop.item TO guest; GRANT USAGE ON SCHEMA shop TO guest;";
-        project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
-    }
-    make(&maker);
+    let block = "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'guest') THEN
+           CREATE ROLE guest LOGIN PASSWORD 'guest word';
+         END IF; END $$;
+         GRANT SELECT ON shop.item TO guest; GRANT USAGE ON SCHEMA shop TO guest;";
+    let Some((_maker, project)) = published_with_block(block).await else { return };
     took(&project.run(&["up"]).succeeds());
     let state = project.sandbox.project().join(".seedbed");
     let carried = state.join("passwords.native.json");

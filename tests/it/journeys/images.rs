@@ -81,7 +81,7 @@ async fn resets_from_an_image(project: &Project) {
     assert_eq!(project.run(&["url"]).succeeds().stdout, url);
     assert_eq!(project.text("show work_mem").await, "7MB", "settings of the server stay");
     let listed = project.run(&["images", "list", "--json"]).succeeds().json();
-    let image = listed["result"][0]["name"].as_str().expect("a name").to_owned();
+    let image = listed["images"][0]["name"].as_str().expect("a name").to_owned();
     let status = project.run(&["status"]).succeeds().stdout;
     assert!(
         status.contains(", a clone of the image built 2") && status.contains(&image),
@@ -108,7 +108,7 @@ async fn resets_from_an_image(project: &Project) {
     assert_eq!(project.text(vacuumed).await, "1");
 
     let listed = project.run(&["images", "list", "--json"]).succeeds().json();
-    let listed = listed["result"].as_array().expect("a list");
+    let listed = listed["images"].as_array().expect("a list");
     assert_eq!(listed.len(), 2, "{listed:?}");
     assert_eq!(listed[0]["schema_version"], "3");
     assert_eq!(listed[1]["schema_version"], "2");
@@ -503,7 +503,7 @@ async fn docker_lists_which_environments_share_blocks_with_which_image() {
     other.run(&["up"]).succeeds();
     let list = || {
         let list = project.run(&["images", "list", "--json"]).succeeds().json();
-        list["result"].as_array().expect("a list").clone()
+        list["images"].as_array().expect("a list").clone()
     };
     let images = list();
     assert_eq!(images.len(), 2, "{images:?}");
@@ -548,11 +548,11 @@ async fn native_lists_which_environments_came_from_which_image() {
     project.run(&["up"]).succeeds();
     project.run(&["up", "--branch", "add/notes"]).succeeds();
     let images = project.run(&["images", "list", "--json"]).succeeds().json();
-    let all = images["result"][0]["environments"].as_array().expect("a list").clone();
+    let all = images["images"][0]["environments"].as_array().expect("a list").clone();
     let branches: Vec<Option<&str>> = all.iter().map(|one| one["branch"].as_str()).collect();
     assert_eq!(branches, [None, Some("add/notes")], "{all:?}");
     // The next one is frozen from the default environment; the older one stays for the branch.
-    let older = images["result"][0]["name"].as_str().expect("a name").to_owned();
+    let older = images["images"][0]["name"].as_str().expect("a name").to_owned();
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     project.run(&["reset"]).succeeds();
     project.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
@@ -562,6 +562,10 @@ async fn native_lists_which_environments_came_from_which_image() {
     shell(&format!("rm -r {images}/{older}"));
     let table = project.run(&["images", "list"]).succeeds().stdout;
     assert!(table.contains(", which is gone  "), "{table}");
+    let listed = project.run(&["images", "list", "--json"]).succeeds().json();
+    let environments = listed["environments"].as_array().expect("a list");
+    let of_branch = environments.iter().find(|one| one["branch"] == "add/notes");
+    assert_eq!(of_branch.expect("its image is gone")["image"], older.as_str(), "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

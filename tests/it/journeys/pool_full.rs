@@ -163,7 +163,7 @@ async fn f28_older_images_make_room_and_what_is_in_use_or_the_newest_stays() {
     project.run(&["up", "--branch", "other"]).succeeds();
     let named = |project: &Project| {
         let listed = project.run(&["images", "list", "--json"]).succeeds().json();
-        let listed = listed["result"].as_array().cloned().unwrap_or_default();
+        let listed = listed["images"].as_array().cloned().unwrap_or_default();
         let name = |image: &serde_json::Value| image["name"].as_str().map(str::to_owned);
         listed.iter().filter_map(name).collect::<Vec<_>>()
     };

@@ -28,6 +28,27 @@ pub(super) fn newcomer(of: &Project, engine: &str, published: &str) -> Project {
     project
 }
 
+/// The same text at the end of their users files.
+fn add_to_users(projects: [&Project; 2], text: &str) {
+    for project in projects {
+        let accounts = project.sandbox.read("users/accounts.sql");
+        project.sandbox.write("users/accounts.sql", format!("{accounts}{text}\n"));
+    }
+}
+
+/// A maker whose store has an image, and somebody of the same team on a file system with reflinks; the users files
+/// of both have this block.
+pub(super) async fn published_with_block(block: &str) -> Option<(Project, Project)> {
+    let mut maker = Project::native().with_snapshot().await;
+    images_on(&mut maker, "never");
+    let mut project = native_with_reflinks().await?;
+    images_on(&mut project, "always");
+    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
+    add_to_users([&maker, &project], block);
+    make(&maker);
+    Some((maker, project))
+}
+
 pub(super) fn native() -> String {
     format!("kind = \"native\"\nbin_dir = \"{}\"\n", newest_bin_dir().display())
 }
@@ -338,10 +359,7 @@ async fn a_reset_that_fails_behind_an_image_serves_the_old_database_again() {
         let mut maker = Project::on_its_own(&engine).with_snapshot().await;
         images_on(&mut maker, "never");
         let mut project = newcomer(&maker, &engine, "never");
-        for project in [&maker, &project] {
-            let accounts = project.sandbox.read("users/accounts.sql");
-            project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
-        }
+        add_to_users([&maker, &project], &block);
         project.sandbox.set("SEEDBED_IMAGES_POOL", &unique("seedbed-test-pool"));
         make(&maker);
         project.run(&["up", "--set", "images.kind=template"]).succeeds();
@@ -375,16 +393,7 @@ async fn a_reset_that_fails_behind_an_image_leaves_what_was_kept_before() {
          END $$;",
         file.display()
     );
-    let mut maker = Project::native().with_snapshot().await;
-    images_on(&mut maker, "never");
-    let Some(mut project) = native_with_reflinks().await else { return };
-    images_on(&mut project, "always");
-    project.sandbox.set("SEEDBED_STORE_URL", store_of(&maker).as_str());
-    for project in [&maker, &project] {
-        let accounts = project.sandbox.read("users/accounts.sql");
-        project.sandbox.write("users/accounts.sql", format!("{accounts}{block}\n"));
-    }
-    make(&maker);
+    let Some((_maker, project)) = published_with_block(&block).await else { return };
     took(&project.run(&["up"]).succeeds());
     let clean = project.contents().await;
     use_it(&project).await;
