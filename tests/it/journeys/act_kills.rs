@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::branches::on_branch;
 use super::image_kills::{Contents, of_pool, ready};
-use super::images::{in_docker, shell, use_it};
+use super::images::{image_with, in_docker, shell, use_it};
 use super::published::{newcomer, took};
 use super::{Project, contents};
-use crate::harness::{self, Run, unique, watchdog};
+use crate::harness::{self, Run};
 
 /// Kills the act that has called it when it is its turn, else is what it is called. The first process of a
 /// container cannot be killed from inside: there it says so, and waits.
@@ -37,18 +37,8 @@ exec /usr/bin/${0##*/} \"$@\"
 fn image() -> &'static str {
     static IMAGE: OnceLock<String> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let name = format!("{}:17", unique("seedbed-test-killer"));
-        watchdog::at_exit(&format!("docker rmi -f {name}"));
-        let folder = tempfile::tempdir().expect("the temporary folder can be written to");
-        for program in ["cp", "mv", "ln", "rm", "touch", "mkdir", "readlink"] {
-            fs_err::write(folder.path().join(program), PROGRAM).expect("it is ours");
-        }
-        let folder = folder.path().display();
-        shell(&format!(
-            "chmod 755 {folder}/* && id=$(docker create postgres:17) && docker cp {folder}/. $id:/usr/local/bin/ && \
-             docker commit $id {name} && docker rm -v $id"
-        ));
-        name
+        let programs = ["cp", "mv", "ln", "rm", "touch", "mkdir", "readlink"];
+        image_with(&programs.map(|program| (program, PROGRAM)))
     })
 }
 

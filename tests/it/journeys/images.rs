@@ -9,10 +9,11 @@ use std::sync::OnceLock;
 use camino::{Utf8Path, Utf8PathBuf};
 use seedbed::pg::Session;
 
+use super::image_kills::of_pool;
 use super::pool_full::look;
 use super::{Project, docker_is_here, until};
 use crate::harness::postgres::{newest_bin_dir, query_text};
-use crate::harness::{disk, unique};
+use crate::harness::{disk, unique, watchdog};
 use crate::interrupts::lock_on;
 
 pub(super) fn shell(command: &str) -> String {
@@ -38,6 +39,22 @@ pub(super) async fn in_pool(pool: &str) -> Project {
     project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
     project
+}
+
+/// An image of PostgreSQL with these programs, as scripts, before its own.
+pub(super) fn image_with(programs: &[(&str, &str)]) -> String {
+    let name = format!("{}:17", unique("seedbed-test-programs"));
+    watchdog::at_exit(&format!("docker rmi -f {name}"));
+    let folder = tempfile::tempdir().expect("the temporary folder can be written to");
+    for (program, script) in programs {
+        fs_err::write(folder.path().join(program), script).expect("it is ours");
+    }
+    let folder = folder.path().display();
+    shell(&format!(
+        "chmod 755 {folder}/* && id=$(docker create postgres:17) && docker cp {folder}/. $id:/usr/local/bin/ && \
+         docker commit $id {name} && docker rm -v $id"
+    ));
+    name
 }
 
 /// A folder on a file system with reflinks, made once.
@@ -344,6 +361,31 @@ async fn a_pool_that_cannot_be_mounted_stops_nobody_who_is_not_in_it() {
          docker volume rm {pool} >/dev/null",
         other.sandbox.project()
     ));
+}
+
+/// As by a kernel that does not know its file system.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_pool_that_cannot_be_mounted_goes_and_is_remembered() {
+    let Some((mut project, pool)) = in_docker().await else { return };
+    // The file is spoiled before it has its device.
+    let spoil = "#!/bin/sh
+        [ ! -f \"$2\" ] || dd if=/dev/zero of=\"$2\" bs=64k count=1 conv=notrunc 2>/dev/null
+        exec /usr/sbin/losetup \"$@\"";
+    project.sandbox.set("SEEDBED_ENGINE_IMAGE", &image_with(&[("losetup", spoil)]));
+    let up = project.run(&["up"]).succeeds();
+    assert!(up.stderr.contains("freezing a template, no image: "), "{}", up.stderr);
+    assert_eq!(of_pool(&pool), "");
+    let said = "resets       from a template: when a pool was tried last: ";
+    let status = project.run(&["status"]).succeeds().stdout;
+    assert!(status.contains(said), "{status}");
+    let clean = project.contents().await;
+    use_it(&project).await;
+    // Nobody tries again.
+    let reset = project.run(&["reset"]).succeeds();
+    assert!(reset.stderr.contains("clone the frozen template"), "{}", reset.stderr);
+    assert_eq!(project.contents().await, clean);
+    assert_eq!(of_pool(&pool), "");
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
 }
 
 #[tokio::test(flavor = "multi_thread")]
