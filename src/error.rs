@@ -174,11 +174,18 @@ impl Error {
             || (text.contains("No space left on device") && !text.contains("(os error "))
     }
 
-    /// Whether a session was lost that the server had let in: [`pg::Error::Closed`], or 57P02 where another
-    /// session's process has crashed.
+    /// Whether a session was lost that the server had let in: [`pg::Error::Closed`], 57P02 where another
+    /// session's process has crashed, or what clients say of the same.
     pub(crate) fn is_about_a_crash(&self) -> bool {
         let text = self.to_string();
-        text.contains("the connection to the server ended") || text.contains("(SQLSTATE 57P02)")
+        let words = [
+            "the connection to the server ended",
+            "(SQLSTATE 57P02)",
+            "server closed the connection unexpectedly",
+            "because of crash of another server process",
+            "a worker process died unexpectedly",
+        ];
+        words.iter().any(|words| text.contains(words))
     }
 
     /// A word for machines: the `kind` of the JSON error.

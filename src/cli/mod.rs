@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 pub use args::Cli;
@@ -86,9 +87,10 @@ async fn run_with_signals(cli: &Cli, env: Env) -> u8 {
     let look = cli.global.look();
     let color = look.color.on_stderr(&env);
     let reporter = report::reporter(&env, look);
+    let began = Timestamp::now();
     let result = tokio::select! {
         biased;
-        result = dispatch(cli, env, &reporter, cancel) => result,
+        result = dispatch(cli, env, &reporter, cancel, began) => result,
         // What was begun is not undone then; the next run does.
         () = hurry.cancelled() => Err(Error::Interrupted),
     };
@@ -127,6 +129,7 @@ async fn dispatch(
     env: Env,
     reporter: &Reporter,
     cancel: CancellationToken,
+    began: Timestamp,
 ) -> Result<Outcome, Error> {
     if let Some(outcome) = run::without_project(&cli.command, &cli.global, &env)? {
         return Ok(outcome);
@@ -168,21 +171,21 @@ async fn dispatch(
     match run::command(&ctx, &cli.command, &cli.global).await {
         Ok(outcome) => {
             let failure = match outcome.failure {
-                Some(error) => Some(with_hint(&ctx, error).await),
+                Some(error) => Some(with_hint(&ctx, error, began).await),
                 None => None,
             };
             Ok(Outcome { failure, ..outcome })
         }
-        Err(error) => Err(with_hint(&ctx, error).await),
+        Err(error) => Err(with_hint(&ctx, error, began).await),
     }
 }
 
 /// The same with what is known of the environment's server: the place that is full, how it has crashed.
-async fn with_hint(ctx: &Context, error: Error) -> Error {
+async fn with_hint(ctx: &Context, error: Error, began: Timestamp) -> Error {
     let hint = if error.is_about_space() {
         engine::room::hint(ctx)
     } else if error.is_about_a_crash() {
-        engine::crash::hint(ctx).await
+        engine::crash::hint(ctx, began).await
     } else {
         None
     };

@@ -8,8 +8,10 @@
 mod images;
 mod unpack;
 
+use std::ffi::OsStr;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -139,7 +141,7 @@ impl NativeEngine {
 
     /// `was_ours`: the server was stopped a moment ago. It takes its lock file away before it has left
     /// its port.
-    async fn ensure_on(&self, ctx: &Context, was_ours: bool) -> Result<Server, Error> {
+    async fn ensure_on(&self, ctx: &Context, mut was_ours: bool) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         if let Some(port) = self.serving() {
             match self.connect_to(ctx, &mut state, port).await {
@@ -153,6 +155,7 @@ impl NativeEngine {
                 Err(Error::Died { .. }) if self.serving().is_none() => {}
                 other => return other,
             }
+            was_ours = true;
         }
         let step = ctx.report.step("start PostgreSQL from local binaries");
         self.recover()?;
@@ -175,7 +178,13 @@ impl NativeEngine {
         }
         let port = match self.start(ctx, port, &password).await {
             // One that a run had begun to start when it was killed has the data first.
-            Err(Error::Died { .. }) if let Some(port) = self.serving() => port,
+            Err(Error::Died { .. }) if let Some(port) = self.serving() => {
+                if let Some(native) = &mut state.native {
+                    native.port = port;
+                }
+                state::write(ctx, &state)?;
+                port
+            }
             Err(error) => return Err(error),
             Ok(_) => port,
         };
@@ -186,7 +195,11 @@ impl NativeEngine {
 
     pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {
         match self.serving() {
-            Some(port) => self.connect_to(ctx, &mut state::read(ctx)?, port).await.map(Some),
+            Some(port) => match self.connect_to(ctx, &mut state::read(ctx)?, port).await {
+                // It was on its way down.
+                Err(Error::Died { .. }) if self.serving().is_none() => Ok(None),
+                other => other.map(Some),
+            },
             None => Ok(None),
         }
     }
@@ -209,11 +222,20 @@ impl NativeEngine {
         (is_alive(pid) && is_postgres(pid) && is_ours()).then_some(port)
     }
 
-    /// Whether this process works in our data directory, as each server does in its own; where that can be
-    /// told.
+    /// Whether this process works in our data directory, as each server does in its own, or was started with it;
+    /// where that can be told. A path alone may mean another folder to it.
     fn is_in_our_data(&self, pid: i32) -> Option<bool> {
-        let works_in = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-        Some(works_in == std::fs::canonicalize(self.data()).ok()?)
+        let ours = std::fs::metadata(self.data()).ok()?;
+        let is_ours = |path: &OsStr| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()) == (ours.dev(), ours.ino()))
+        };
+        is_ours(OsStr::new(&format!("/proc/{pid}/cwd"))).or_else(|| {
+            // Also root may be kept from a look at what others work in.
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let mut words = command.split(|&byte| byte == 0).skip_while(|&word| word != b"-D");
+            is_ours(OsStr::from_bytes(words.nth(1)?))
+        })
     }
 
     /// After a crash the number in the lock file may be that of another process, which PostgreSQL would
@@ -351,15 +373,14 @@ impl NativeEngine {
         password: &SecretString,
     ) -> Result<Identity, Error> {
         let path = self.log();
-        // Somebody who starts as well, or ends, writes to the one that was there.
-        match fs_err::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::file("remove", &path)(error));
-            }
-            Ok(()) | Err(_) => {}
-        }
-        let log = fs_err::File::create_new(&path).map_err(Error::file("make", &path))?;
-        let log: std::fs::File = log.into();
+        // Appended to: somebody who starts as well, or ends, writes to it too. Its folder is the server's user's.
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(&path)
+            .and_then(|log| log.set_len(0).map(|()| log))
+            .map_err(Error::file("make", &path))?;
         let errors = log.try_clone().map_err(Error::file("open", &path))?;
         let mut child = self
             .command("postgres")
@@ -381,7 +402,7 @@ impl NativeEngine {
             Ok(Some(status)) => Err(Error::Died {
                 what: what.clone(),
                 exit: status.code().or(status.signal()).map(i64::from),
-                log: last_lines(&path, LOG_LINES),
+                log: last_lines(&path),
             }),
             Ok(None) | Err(_) => Ok(()),
         };
@@ -444,11 +465,9 @@ impl NativeEngine {
         let what = self.what();
         let alive = async || match self.serving() {
             Some(_) => Ok(()),
-            None => Err(Error::Died {
-                what: what.clone(),
-                exit: None,
-                log: last_lines(&self.log(), LOG_LINES),
-            }),
+            None => {
+                Err(Error::Died { what: what.clone(), exit: None, log: last_lines(&self.log()) })
+            }
         };
         let identity = ready::until_answering(ctx, &what, &target, alive).await?;
         if let Some(wanted) = &self.password
@@ -474,9 +493,10 @@ impl NativeEngine {
         })
     }
 
-    /// Why the connection to the server may have ended, as its log tells.
-    pub(super) fn why_lost(&self) -> Option<String> {
-        crash::of_log(&last_lines(&self.log(), crash::LINES))
+    /// Why the connection to the server may have ended since then, as its log tells.
+    pub(super) fn why_lost(&self, since: jiff::Timestamp) -> Option<String> {
+        let log = std::fs::read(self.log()).ok()?;
+        crash::of_log(String::from_utf8_lossy(&log).lines(), since)
     }
 
     async fn stop_server(&self, ctx: &Context) -> Result<(), Error> {
@@ -578,9 +598,9 @@ fn remove_dir(dir: &Utf8Path) -> Result<(), Error> {
     }
 }
 
-fn last_lines(path: &Utf8Path, count: usize) -> Vec<String> {
+fn last_lines(path: &Utf8Path) -> Vec<String> {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|&line| line.to_owned()).collect()
+    lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|&line| line.to_owned()).collect()
 }

@@ -18,9 +18,9 @@ use bollard::models::{
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
     DownloadFromContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions, StartContainerOptions,
-    StopContainerOptionsBuilder, TopOptionsBuilder, UploadToContainerOptionsBuilder,
-    WaitContainerOptions,
+    LogsOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
+    StartContainerOptions, StopContainerOptionsBuilder, TopOptionsBuilder,
+    UploadToContainerOptionsBuilder, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt};
@@ -461,17 +461,21 @@ impl Client {
 
     /// The last lines that a container wrote; none when they cannot be had.
     pub async fn last_lines(&self, name: &str) -> Vec<String> {
-        self.lines(name, 12).await
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail("12").build();
+        let text = self.log(name, options).await;
+        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
-    /// The last `count` lines that a container wrote; none when they cannot be had.
-    pub async fn lines(&self, name: &str, count: usize) -> Vec<String> {
-        let count = count.to_string();
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(&count).build();
-        let lines = self.docker.logs(name, Some(options)).try_collect::<Vec<LogOutput>>();
-        let text: String =
-            lines.await.unwrap_or_default().iter().map(ToString::to_string).collect();
-        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    /// What a container has written since then, the last of it; nothing when it cannot be had.
+    pub async fn log_since(&self, name: &str, since: jiff::Timestamp) -> String {
+        let since = i32::try_from(since.as_second()).unwrap_or_default();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).since(since);
+        self.log(name, options.tail("10000").build()).await
+    }
+
+    async fn log(&self, name: &str, options: LogsOptions) -> String {
+        let parts = self.docker.logs(name, Some(options)).try_collect::<Vec<LogOutput>>();
+        parts.await.unwrap_or_default().iter().map(ToString::to_string).collect()
     }
 
     /// Runs a program in a running container; its input is sent while its output is read.

@@ -126,16 +126,17 @@ impl HelperContainer {
 
 /// Ends a program and waits for its end. The daemon has no verb to end an exec: the process is found by the mark in its
 /// environment, of which nothing can be read while it becomes another program, as a wrapper does; and it may not
-/// be there yet.
+/// be there yet. What it has started itself is its own to end: an orphan that dies by a signal is a crashed
+/// session to a server that is the container's first process.
 const END: &str = r#"
 seen= turn=0
 while [ "$turn" -lt 20 ]; do
-  found= signal=TERM
-  [ "$turn" -lt 10 ] || signal=KILL
-  for process in /proc/[0-9]*; do
-    if grep -qs "$0" "$process/environ"; then
+  found=
+  for environ in $(grep -ls "$0" /proc/[0-9]*/environ); do
+    process=${environ%/environ}
+    if grep -qs '^PPid:[[:space:]]*0$' "$process/status"; then
       found=yes seen=yes
-      kill -s "$signal" "${process#/proc/}"
+      kill "${process#/proc/}"
     fi
   done
   [ -n "$found" ] || [ -z "$seen" ] || exit 0

@@ -586,13 +586,18 @@ impl DockerEngine {
         }
     }
 
-    /// Why the connection to the server may have ended, as its container tells.
-    pub(super) async fn why_lost(&self, ctx: &Context) -> Option<String> {
+    /// Why the connection to the server may have ended since then, as its container tells.
+    pub(super) async fn why_lost(&self, ctx: &Context, since: jiff::Timestamp) -> Option<String> {
         let look = async || match self.container().await?.ok_or(None)? {
-            Container { running: false, exit: Some(code), .. } => {
+            Container { running: false, exit: Some(code), ended: Some(ended), .. }
+                if ended >= since =>
+            {
                 Ok(format!("{} has ended with code {code}", self.what()))
             }
-            _ => crash::of_log(&self.client.lines(&self.name, crash::LINES).await).ok_or(None),
+            _ => {
+                let log = self.client.log_since(&self.name, since).await;
+                crash::of_log(log.lines(), since).ok_or(None)
+            }
         };
         // The daemon hears of it a moment after the sessions.
         ready::until::<_, Option<Error>>(ctx, std::time::Duration::from_secs(1), look).await.ok()

@@ -677,6 +677,7 @@ async fn run_made(
 async fn last_words(client: &Client, id: &str, code: i64) -> String {
     match client.last_lines(id).await.join("; ") {
         said if said.is_empty() => format!("it ended with status {code}"),
+        said if code > 128 => format!("it ended with status {code}: {said}"),
         said => said,
     }
 }

@@ -5,10 +5,12 @@ use secrecy::ExposeSecret;
 use seedbed::context::Context;
 use seedbed::engine::{Error, ServerKind, Volumes};
 use seedbed::error::Exit;
+use seedbed::pg::Session;
 use seedbed::pg::tools::{Call, Tools};
 use tokio_util::sync::CancellationToken;
 
 use super::{IMAGE, Project, container_of, docker_is_here, shell};
+use crate::harness::container::image_with;
 use crate::harness::{server, unique, watchdog};
 
 const DOCKER: &str = "[engine]\nkind = \"docker\"\n";
@@ -442,38 +444,51 @@ async fn a_helper_container_goes_with_whoever_holds_it() {
     assert_eq!(helpers(), "");
 }
 
-/// Also while Debian's wrapper becomes the program, before it is there, and when it does not listen.
+/// Whenever that comes: also before it is there, and while nothing can be read of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_client_is_ended_in_the_container() {
     if !docker_is_here() {
         return;
     }
-    let project = Project::new(DOCKER);
-    let server = project.engine().await.ensure(&project.context()).await.expect("starts");
-    let name = container_of(&project);
-    let sleeps = "select pg_sleep(600)";
-    let deaf = "\\! trap '' TERM; while :; do sleep 1; done";
-    let soon = (0..300).step_by(12).map(|wait| (sleeps, wait));
-    for (command, wait) in soon.chain([(sleeps, 2000), (deaf, 2000)]) {
-        let stop = CancellationToken::new();
-        let ctx = Context { cancel: stop.clone(), ..project.context() };
-        let call = Call {
-            program: "psql",
-            args: ["-X", "-c", command].map(str::to_owned).to_vec(),
-            target: Some(&server.admin),
-            stdin: None,
-            input_file: None,
+    // For a moment it has not what it is found by, as while Debian's wrapper becomes the program.
+    let late = "#!/bin/sh
+        exec env -i mark=\"$SEEDBED_CALL\" sh -c \\
+          'sleep 0.3; SEEDBED_CALL=$mark exec /usr/bin/psql \"$@\"' sh \"$@\"";
+    for image in [IMAGE.to_owned(), image_with(&[("psql", late)])] {
+        let project = Project::new(&format!("{DOCKER}image = \"{image}\"\n"));
+        let server = project.engine().await.ensure(&project.context()).await.expect("starts");
+        let somebody = Session::connect(&server.admin).await.expect("it runs");
+        let name = container_of(&project);
+        let waits = if image == IMAGE {
+            (0..300).step_by(12).chain([2000])
+        } else {
+            (60..300).step_by(60).chain([600])
         };
-        let stopped = std::thread::spawn(move || {
-            shell(&format!("sleep {}", f64::from(wait) / 1000.0));
-            stop.cancel();
-        });
-        let error = server.tools.run(&ctx, call).await.err().expect("interrupted");
-        assert!(matches!(error, Error::Interrupted), "{error}");
-        stopped.join().expect("it waits");
-        let left = format!(
-            "docker exec {name} sh -c 'cat /proc/[0-9]*/comm' | grep -x -e psql -e sleep || true"
-        );
-        assert_eq!(shell(&left), "", "`{command}` after {wait} ms");
+        for wait in waits {
+            let stop = CancellationToken::new();
+            let ctx = Context { cancel: stop.clone(), ..project.context() };
+            let call = Call {
+                program: "psql",
+                args: ["-X", "-c", "select pg_sleep(600)"].map(str::to_owned).to_vec(),
+                target: Some(&server.admin),
+                stdin: None,
+                input_file: None,
+            };
+            let stopped = std::thread::spawn(move || {
+                shell(&format!("sleep {}", f64::from(wait) / 1000.0));
+                stop.cancel();
+            });
+            let error = server.tools.run(&ctx, call).await.err().expect("interrupted");
+            assert!(matches!(error, Error::Interrupted), "{error}");
+            stopped.join().expect("it waits");
+            assert_eq!(clients_in(&name), "", "{image} after {wait} ms");
+        }
+        // Nor has one come later, and to the server nobody has crashed.
+        assert_eq!(clients_in(&name), "", "{image}");
+        somebody.batch("select 1").await.expect("nobody has ended it");
     }
+}
+
+fn clients_in(container: &str) -> String {
+    shell(&format!("docker exec {container} sh -c 'cat /proc/[0-9]*/comm' | grep -x psql || true"))
 }

@@ -145,3 +145,21 @@ fn output(command: &mut Command) -> String {
     assert!(output.status.success(), "{command:?}: {errors}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
+
+/// An image of PostgreSQL 17 in which these scripts come before its own programs; it goes with this process.
+pub fn image_with(programs: &[(&str, &str)]) -> String {
+    let name = format!("{}:17", unique("seedbed-test-programs"));
+    watchdog::at_exit(&format!("docker rmi -f {name}"));
+    let folder = tempfile::tempdir().expect("the temporary folder can be written to");
+    for (program, script) in programs {
+        fs_err::write(folder.path().join(program), script).expect("it is ours");
+    }
+    let folder = folder.path().display();
+    let command = format!(
+        "chmod 755 {folder}/* && id=$(docker create postgres:17) && docker cp {folder}/. $id:/usr/local/bin/ && \
+         docker commit $id {name} && docker rm -v $id"
+    );
+    let output = Command::new("sh").args(["-c", &command]).output().expect("every Unix has sh");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    name
+}

@@ -206,5 +206,7 @@ async fn passwords_that_were_carried_are_given_to_no_other_server() {
     fs_err::write(&path, &carried).expect("the folder is there");
     native.run(&["down", "--volumes", "--yes"]).succeeds();
     assert!(!path.exists());
+    let path = native.sandbox.project().join(".seedbed/passwords.docker.json");
+    assert!(path.exists(), "those of another engine's data stay");
     run_sql(&external.admin(), &format!("drop role {role}")).await;
 }

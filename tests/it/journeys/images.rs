@@ -12,8 +12,9 @@ use seedbed::pg::Session;
 use super::image_kills::of_pool;
 use super::pool_full::look;
 use super::{Project, docker_is_here, until};
+use crate::harness::container::image_with;
 use crate::harness::postgres::{newest_bin_dir, query_text};
-use crate::harness::{disk, unique, watchdog};
+use crate::harness::{disk, unique};
 use crate::interrupts::lock_on;
 
 pub(super) fn shell(command: &str) -> String {
@@ -39,22 +40,6 @@ pub(super) async fn in_pool(pool: &str) -> Project {
     project.sandbox.set("SEEDBED_IMAGES_POOL", pool);
     project.sandbox.set("SEEDBED_IMAGES_POOL_SIZE", "16GiB");
     project
-}
-
-/// An image of PostgreSQL with these programs, as scripts, before its own.
-pub(super) fn image_with(programs: &[(&str, &str)]) -> String {
-    let name = format!("{}:17", unique("seedbed-test-programs"));
-    watchdog::at_exit(&format!("docker rmi -f {name}"));
-    let folder = tempfile::tempdir().expect("the temporary folder can be written to");
-    for (program, script) in programs {
-        fs_err::write(folder.path().join(program), script).expect("it is ours");
-    }
-    let folder = folder.path().display();
-    shell(&format!(
-        "chmod 755 {folder}/* && id=$(docker create postgres:17) && docker cp {folder}/. $id:/usr/local/bin/ && \
-         docker commit $id {name} && docker rm -v $id"
-    ));
-    name
 }
 
 /// A folder on a file system with reflinks, made once.
