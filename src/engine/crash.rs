@@ -9,8 +9,9 @@ use jiff::tz::TimeZone;
 use super::{Engine, choose, ready, state};
 use crate::context::Context;
 
-/// What is known by then; nobody waits longer for an error. A daemon whose machine is short of memory is slow.
-const LIMIT: Duration = Duration::from_secs(3);
+/// What is known by then; nobody waits longer for an error. A daemon hears of an end after the sessions, and one whose
+/// machine is short of memory is slow.
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the connection to this environment's server may have ended `since` then; `None`: nothing is known, or
 /// the server is not ours.

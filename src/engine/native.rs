@@ -31,6 +31,8 @@ use crate::pg::{Session, SslMode, Target, scram};
 const MARKER: &str = "seedbed.json";
 const SUPERUSER: &str = "postgres";
 const LOG_LINES: usize = 12;
+/// Ports that somebody else takes between our look and our start.
+const PORT_TRIES: usize = 5;
 /// A shutdown checkpoint of a busy server.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
@@ -176,21 +178,45 @@ impl NativeEngine {
         if !self.data().join(MARKER).is_file() {
             self.make_cluster(ctx, &password).await?;
         }
-        let port = match self.start(ctx, port, &password).await {
-            // One that a run had begun to start when it was killed has the data first.
-            Err(Error::Died { .. }) if let Some(port) = self.serving() => {
-                if let Some(native) = &mut state.native {
-                    native.port = port;
-                }
-                state::write(ctx, &state)?;
-                port
-            }
-            Err(error) => return Err(error),
-            Ok(_) => port,
-        };
+        let port = self.start_somewhere(ctx, &mut state, port, &password).await?;
         let server = self.connect_to(ctx, &mut state, port).await?;
         step.done(format!("{} on port {port}", self.bin.major));
         Ok(server)
+    }
+
+    /// Starts the server, on another port where none was named and somebody else has come to this one since we
+    /// looked: making a cluster takes seconds.
+    async fn start_somewhere(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        mut port: u16,
+        password: &SecretString,
+    ) -> Result<u16, Error> {
+        let mut tries = 1..PORT_TRIES;
+        let mut remember = |port: u16| {
+            if let Some(native) = &mut state.native {
+                native.port = port;
+            }
+            state::write(ctx, state)
+        };
+        loop {
+            match self.start(ctx, port, password).await {
+                Ok(_) => return Ok(port),
+                // One that a run had begun to start when it was killed has the data first.
+                Err(Error::Died { .. }) if let Some(served) = self.serving() => {
+                    remember(served)?;
+                    return Ok(served);
+                }
+                Err(Error::Died { .. })
+                    if self.port.is_none() && !port::is_free(port) && tries.next().is_some() =>
+                {
+                    port = port::choose(ctx, None, None, false).await?;
+                    remember(port)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub(super) async fn running(&self, ctx: &Context) -> Result<Option<Server>, Error> {

@@ -32,8 +32,11 @@ use super::host::{self, Host};
 use crate::engine::Error;
 use crate::env::Env;
 
-/// A daemon on this machine answers `version` in milliseconds; one that does not is not used.
-const HELLO: Duration = Duration::from_millis(1500);
+/// A daemon on this machine answers `version` in milliseconds; one that does not is not used where there is
+/// something else.
+pub const HELLO: Duration = Duration::from_millis(1500);
+/// Where there is nothing else, or the data is there.
+pub const PATIENT_HELLO: Duration = Duration::from_secs(4);
 /// The daemon stores what is sent while it receives it; a slow disk takes its time.
 const UPLOAD: Duration = Duration::from_secs(600);
 /// Copying a large data directory.
@@ -163,8 +166,8 @@ pub(crate) struct Keeper {
 }
 
 impl Client {
-    /// Connects to the daemon of this environment and agrees on a version of the API.
-    pub async fn connect(env: &Env) -> Result<Self, Error> {
+    /// Connects to the daemon of this environment and agrees on a version of the API, within `patience`.
+    pub async fn connect(env: &Env, patience: Duration) -> Result<Self, Error> {
         let host = host::find(env).map_err(|reason| Error::DockerUnreachable {
             place: "the current Docker context".to_owned(),
             reason,
@@ -176,13 +179,13 @@ impl Client {
         let docker = Docker::connect_with_host(&host.address)
             .map_err(|error| unreachable(cause(&error)))?
             .with_timeout(REQUEST);
-        let docker = tokio::time::timeout(HELLO, docker.negotiate_version())
+        let docker = tokio::time::timeout(patience, docker.negotiate_version())
             .await
-            .map_err(|_| unreachable(format!("no answer within {} ms", HELLO.as_millis())))?
+            .map_err(|_| unreachable(format!("no answer within {} ms", patience.as_millis())))?
             .map_err(|error| match cause(&error) {
                 // A connection that is not made in time has no words of its own.
                 reason if reason.trim().is_empty() => {
-                    unreachable(format!("no answer within {} ms", HELLO.as_millis()))
+                    unreachable(format!("no answer within {} ms", patience.as_millis()))
                 }
                 reason => unreachable(reason),
             })?;

@@ -68,7 +68,7 @@ pub(crate) struct HelperContainer {
 impl HelperContainer {
     /// Makes a helper with the programs of `major`, of the configured image where that fits.
     pub async fn make(ctx: &Context, major: u32) -> Result<Self, Error> {
-        let client = Client::connect(&ctx.env).await?;
+        let client = Client::connect(&ctx.env, super::client::PATIENT_HELLO).await?;
         let name = match client.image(&ctx.config.engine.image).await? {
             Some(found) if image::describe("", &found).is_ok_and(|i| i.major == major) => {
                 ctx.config.engine.image.clone()

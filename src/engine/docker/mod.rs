@@ -27,7 +27,7 @@ use self::pool::Pool;
 use super::images::Shelf;
 use super::state::{self, DockerState, State};
 use super::{Error, Identity, Server, ServerKind, Stopped, Volumes, crash, port, ready, settings};
-use crate::config::Config;
+use crate::config::{Config, EngineKind};
 use crate::context::Context;
 use crate::pg::tools::Tools;
 use crate::pg::{Session, SslMode, Target, scram};
@@ -119,7 +119,10 @@ impl DockerEngine {
     /// # Errors
     /// [`Error::DockerUnreachable`], [`Error::DockerElsewhere`].
     pub async fn connect(ctx: &Context) -> Result<Self, Error> {
-        let client = ready::cancellable(ctx, Client::connect(&ctx.env)).await??;
+        let is_probed = ctx.config.engine.kind == EngineKind::Auto
+            && state::read(ctx).is_ok_and(|state| state.docker.is_none());
+        let patience = if is_probed { client::HELLO } else { client::PATIENT_HELLO };
+        let client = ready::cancellable(ctx, Client::connect(&ctx.env, patience)).await??;
         if !client.host().is_here() {
             return Err(Error::DockerElsewhere { place: client.host().address.clone() });
         }
@@ -600,7 +603,7 @@ impl DockerEngine {
             }
         };
         // The daemon hears of it a moment after the sessions.
-        ready::until::<_, Option<Error>>(ctx, std::time::Duration::from_secs(1), look).await.ok()
+        ready::until::<_, Option<Error>>(ctx, crash::LIMIT, look).await.ok()
     }
 
     /// Writes the marker beside the data, and empties the file that the password came in.

@@ -153,6 +153,59 @@ async fn an_initdb_that_fails_says_why_and_leaves_nothing() {
     assert!(!project.dir.join(".seedbed/native/data").exists());
 }
 
+/// Somebody comes to the port that was chosen while the cluster is made: the server has another one, unless it was
+/// named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_while_the_cluster_is_made_is_given_up() {
+    for named in [false, true] {
+        let project = Project::new("");
+        let (bin, go) = (project.dir.join("bin"), project.dir.join("go"));
+        let real = postgres::newest_bin_dir();
+        let real = real.display();
+        shell(&format!("mkdir {bin} && ln -s {real}/* {bin}/ && rm {bin}/initdb"));
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] || until [ -e {go} ]; do sleep 0.05; done\n\
+             exec {real}/initdb \"$@\"\n"
+        );
+        std::fs::write(bin.join("initdb"), script).expect("it is ours");
+        shell(&format!("chmod 755 {bin}/initdb"));
+        let port = match named {
+            true => format!("port = {}\n", postgres::free_port()),
+            false => String::new(),
+        };
+        project.configure(&format!("[engine]\nkind = \"native\"\nbin_dir = \"{bin}\"\n{port}"));
+        let engine = project.engine().await;
+        let ctx = project.context();
+        let somebody = async {
+            let port = loop {
+                let state = std::fs::read(project.dir.join(".seedbed/state.json"));
+                let state: serde_json::Value = state
+                    .ok()
+                    .and_then(|text| serde_json::from_slice(&text).ok())
+                    .unwrap_or_default();
+                match state["native"]["port"].as_u64() {
+                    Some(port) => break u16::try_from(port).expect("a port"),
+                    None => tokio::task::yield_now().await,
+                }
+            };
+            let held = std::net::TcpListener::bind(("127.0.0.1", port)).expect("it was free");
+            std::fs::write(&go, "").expect("it is ours");
+            held
+        };
+        let (server, held) = tokio::join!(engine.ensure(&ctx), somebody);
+        let port = held.local_addr().expect("it is bound").port();
+        if named {
+            let error = server.expect_err("it is taken");
+            assert!(error.to_string().contains("Address already in use"), "{error}");
+        } else {
+            let server = server.expect("starts on another one");
+            assert_ne!(server.admin.port, port);
+            let state = project.state();
+            assert!(state.contains(&format!("\"port\": {}", server.admin.port)), "{state}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_project_never_takes_the_originals_server_for_its_own() {
     let original = Project::new(&native_config());

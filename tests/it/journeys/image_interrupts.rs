@@ -18,7 +18,7 @@ fn interrupt(project: &Project, args: &[&str], stop: usize) -> Option<(Run, Stri
     kill(pid, Signal::SIGINT).expect("it runs");
     let at = proxy.seen().last().cloned().unwrap_or_default();
     // The signal is to come before the answer.
-    shell("sleep 1");
+    shell("sleep 3");
     proxy.go_on();
     let output = child.wait_with_output().expect("our own child");
     Some((project.sandbox.ended(args, output), at))

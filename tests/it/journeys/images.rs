@@ -650,6 +650,8 @@ async fn an_image_that_does_not_start_costs_nothing(project: &Project, spoil: &s
 async fn two_projects_that_come_to_a_new_pool_at_once_both_get_into_it() {
     let Some((project, pool)) = in_docker().await else { return };
     let other = in_pool(&pool).await;
+    // Else the image of one may be there for the other.
+    other.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     let both = [&project, &other];
     let runs = both.map(|project| started(project, &["up"]));
     for (project, run) in both.into_iter().zip(runs) {

@@ -1,6 +1,8 @@
 //! F33: the server dies under a run: the run says so, the next one starts it again, and the database that
 //! people use is as it was.
 
+use std::time::{Duration, Instant};
+
 use seedbed::pg::Session;
 
 use super::images::shell;
@@ -149,15 +151,22 @@ async fn a_running_server_that_lets_nobody_in_is_left_alone() {
     let session = Session::connect(&project.live()).await.expect("it runs");
     let data = format!("{}/.seedbed/native/data", project.sandbox.project());
     let rules = std::fs::read(format!("{data}/pg_hba.conf")).expect("it is ours");
-    let reload = || shell(&format!("kill -HUP $(head -n 1 {data}/postmaster.pid); sleep 1"));
+    let reload = async |lets_in: bool| {
+        shell(&format!("kill -HUP $(head -n 1 {data}/postmaster.pid)"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Session::connect(&project.live()).await.is_ok() != lets_in {
+            assert!(Instant::now() < deadline, "it does not read its rules");
+            shell("sleep 0.05");
+        }
+    };
     std::fs::write(format!("{data}/pg_hba.conf"), "host all nobody 127.0.0.1/32 scram-sha-256\n")
         .expect("it is ours");
-    reload();
+    reload(false).await;
     let up = project.run(&["up"]).exits(4);
     assert!(up.stderr.contains("pg_hba.conf"), "{}", up.stderr);
     session.batch("select 1").await.expect("nobody has ended it");
     std::fs::write(format!("{data}/pg_hba.conf"), rules).expect("it is ours");
-    reload();
+    reload(true).await;
     project.run(&["up"]).succeeds();
     session.batch("select 1").await.expect("nobody has ended it");
 }

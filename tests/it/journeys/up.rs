@@ -93,7 +93,10 @@ async fn up_leaves_a_database_that_it_did_not_make_as_it_is() {
     let project = Project::external(elsewhere()).with_snapshot().await;
     let name = &project.database;
     run_sql(&project.admin(), &format!("create database {name}")).await;
-    project.sql("create table precious (n int); insert into precious values (1)").await;
+    // Else what it has done is told when its session is gone, which may be after the first look.
+    let table = "create table precious (n int); insert into precious values (1);
+                 select pg_stat_force_next_flush()";
+    project.sql(table).await;
     let writes =
         "select xact_commit >= 0, tup_inserted, tup_updated, tup_deleted from pg_stat_database
                   where datname = current_database()";
