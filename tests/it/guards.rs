@@ -52,8 +52,12 @@ impl Source {
         let server = Server::start(settings);
         let production = server.admin.with_database(&unique("shop_prod"));
         run_sql(&server.admin, &format!("create database {}", production.database)).await;
-        run_sql(&production, "create table precious (n int); insert into precious values (1)")
-            .await;
+        run_sql(
+            &production,
+            "create table precious (n int); insert into precious values (1);
+             select pg_stat_force_next_flush()",
+        )
+        .await;
         Self { server, production }
     }
 

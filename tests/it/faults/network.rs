@@ -1,5 +1,6 @@
 //! F14 to F19, F22 and F23: lines that stall, cut and lie, and stores that lack something.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -213,9 +214,16 @@ async fn f17_a_success_that_is_an_error_inside_makes_no_snapshot_without_its_chu
 #[tokio::test(flavor = "multi_thread")]
 async fn f17_f18_stored_objects_whose_answers_are_lost_are_found_and_stored_once() {
     let case = Case::new().await;
-    // Every upload is done and none is answered, as long as the program tries.
-    let proxy = FaultProxy::start(&case.s3.endpoint(), |seen| {
-        if seen.method == "PUT" && seen.number % 3 != 0 { Fault::LoseAnswer } else { Fault::Pass }
+    // Every upload is done each time, and none is answered before the third.
+    let uploads = Mutex::new(HashMap::<String, usize>::new());
+    let proxy = FaultProxy::start(&case.s3.endpoint(), move |seen| {
+        if seen.method != "PUT" {
+            return Fault::Pass;
+        }
+        let mut uploads = uploads.lock().expect("no thread panics with it");
+        let count = uploads.entry(seen.path.clone()).or_default();
+        *count += 1;
+        if *count < 3 { Fault::LoseAnswer } else { Fault::Pass }
     });
     let run = case.create(Some(&proxy.endpoint()));
     case.holds(&run, Ended::Reached).await;
