@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Engine, choose, ready, state};
 use crate::context::Context;
@@ -22,8 +22,8 @@ pub(crate) async fn hint(ctx: &Context, since: Timestamp) -> Option<String> {
     let look = async {
         match choose::chosen_before(ctx).await.ok()?? {
             Engine::Docker(engine) => engine.why_lost(ctx, since).await,
-            Engine::Native(engine) => engine.why_lost(since),
-            Engine::Embedded(engine) => engine.native(ctx).why_lost(since),
+            Engine::Native(engine) => engine.why_lost(ctx, since).await,
+            Engine::Embedded(engine) => engine.native(ctx).why_lost(ctx, since).await,
             Engine::External(_) => None,
         }
     };
@@ -45,29 +45,29 @@ fn is_ours(ctx: &Context) -> bool {
     is_meant && !ctx.config.protected
 }
 
-/// The newest line of a log about a process of the server that crashed or was killed since then.
-pub(super) fn of_log<'l>(
-    lines: impl DoubleEndedIterator<Item = &'l str>,
-    since: Timestamp,
-) -> Option<String> {
-    let tells =
-        |line: &&str| line.contains("was terminated by signal") || line.contains("PANIC:  ");
-    // The log has milliseconds.
-    let is_new =
-        |line: &&str| written(line).is_some_and(|at| at.as_millisecond() >= since.as_millisecond());
-    let line = lines.rev().filter(tells).find(is_new)?;
-    Some(format!("the server's log has: {line}"))
+/// The newest line of a log about a process of the server that crashed or was killed.
+pub(super) fn of_log(log: &str, is_new: impl Fn(&str) -> bool) -> Option<String> {
+    let tells = |line: &&str| {
+        (line.contains("was terminated by signal") || line.contains("PANIC:  ")) && is_new(line)
+    };
+    log.lines().rev().find(tells).map(|line| format!("the server's log has: {line}"))
 }
 
-/// When a line was written; PostgreSQL's own prefix begins with that, in the zone of the cluster, which is the
-/// machine's that made it.
-fn written(line: &str) -> Option<Timestamp> {
-    let (time, rest) = line.split_at_checked("2026-11-27 17:35:01.123".len())?;
-    let zone = match rest.trim_start().split_once(' ')? {
-        ("UTC" | "GMT", _) => TimeZone::UTC,
-        _ => TimeZone::system(),
+/// The same since then, of a file that was written to last at `changed`. Its lines begin with the time in some zone:
+/// that of the last one tells which.
+pub(super) fn of_file(log: &str, changed: Timestamp, since: Timestamp) -> Option<String> {
+    let last = log.lines().rev().find_map(written)?;
+    let is_new = |line: &str| {
+        written(line)
+            .is_some_and(|at| changed - (last - at) >= since - SignedDuration::from_secs(1))
     };
-    Some(time.parse::<DateTime>().ok()?.to_zoned(zone).ok()?.timestamp())
+    of_log(log, is_new)
+}
+
+/// The time of a line as if it were in UTC.
+fn written(line: &str) -> Option<Timestamp> {
+    let time = line.get(.."2026-11-27 17:35:01.123".len())?.parse::<DateTime>().ok()?;
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
 
 #[cfg(test)]
@@ -76,16 +76,18 @@ mod tests {
 
     #[test]
     fn the_newest_crash_since_then_is_told() {
-        let log = "2026-11-27 17:35:01.500 UTC [1] LOG:  server process (PID 90) was terminated by signal 11: Segmentation fault
-2026-11-27 17:35:03.250 UTC [1] LOG:  server process (PID 91) was terminated by signal 9: Killed
-2026-11-27 17:35:03.250 UTC [1] DETAIL:  Failed process was running: select 1
-2026-11-27 17:35:03.251 UTC [1] LOG:  terminating any other active server processes
+        let log = "2026-11-27 17:35:01.500 CET [1] LOG:  server process (PID 90) was terminated by signal 11: Segmentation fault
+2026-11-27 17:35:33.250 CET [1] LOG:  server process (PID 91) was terminated by signal 9: Killed
+2026-11-27 17:35:33.250 CET [1] DETAIL:  Failed process was running: select 1
+2026-11-27 17:35:34.250 CET [1] LOG:  terminating any other active server processes
 the last words";
-        let told = |since: &str| of_log(log.lines(), since.parse().expect("a time"));
-        for since in ["2026-11-27T17:35:00Z", "2026-11-27T17:35:03.25Z"] {
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let told = |since| of_file(log, time("2026-11-27T16:35:34.25Z"), time(since));
+        for since in ["2026-11-27T16:35:00Z", "2026-11-27T16:35:33.25Z"] {
             let told = told(since).expect("there is one");
             assert!(told.contains("(PID 91)"), "{told}");
         }
-        assert_eq!(told("2026-11-27T17:35:04Z"), None);
+        assert_eq!(told("2026-11-27T16:35:36Z"), None);
+        assert_eq!(of_log("all is well", |_| true), None);
     }
 }

@@ -17,6 +17,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 
@@ -424,7 +425,7 @@ impl NativeEngine {
             })?;
         let what = self.what();
         let target = self.target(port, password.clone());
-        let alive = async || match child.try_wait() {
+        let mut alive = async || match child.try_wait() {
             Ok(Some(status)) => Err(Error::Died {
                 what: what.clone(),
                 exit: status.code().or(status.signal()).map(i64::from),
@@ -432,7 +433,11 @@ impl NativeEngine {
             }),
             Ok(None) | Err(_) => Ok(()),
         };
-        match ready::until_answering(ctx, &what, &target, alive).await {
+        let answers = async {
+            self.until_it_listens(ctx, port, &mut alive).await?;
+            ready::until_answering(ctx, &what, &target, alive).await
+        };
+        match answers.await {
             Err(Error::Interrupted) => {
                 // It may be too young to have a lock file, by which others would find it.
                 self.end(&mut child).await;
@@ -440,6 +445,33 @@ impl NativeEngine {
             }
             other => other,
         }
+    }
+
+    /// Waits until the server on our data says that it is ready: before that somebody else's may answer on this
+    /// port, while ours ends for want of it.
+    async fn until_it_listens(
+        &self,
+        ctx: &Context,
+        port: u16,
+        alive: &mut impl AsyncFnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let started = std::time::Instant::now();
+        while !self.is_ready_on(port) {
+            alive().await?;
+            if started.elapsed() > ready::START_DEADLINE {
+                let seconds = ready::START_DEADLINE.as_secs();
+                return Err(Error::NotReady { what: self.what(), seconds, last: None });
+            }
+            ready::cancellable(ctx, ready::pause()).await?;
+        }
+        Ok(())
+    }
+
+    /// By its lock file, whose eighth line is the state.
+    fn is_ready_on(&self, port: u16) -> bool {
+        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
+        let state = text.lines().nth(7).unwrap_or_default().trim_end();
+        matches!(state, "ready" | "standby") && self.serving() == Some(port)
     }
 
     /// Ends a server that we have just started, and waits for its end.
@@ -520,9 +552,16 @@ impl NativeEngine {
     }
 
     /// Why the connection to the server may have ended since then, as its log tells.
-    pub(super) fn why_lost(&self, since: jiff::Timestamp) -> Option<String> {
-        let log = std::fs::read(self.log()).ok()?;
-        crash::of_log(String::from_utf8_lossy(&log).lines(), since)
+    pub(super) async fn why_lost(&self, ctx: &Context, since: Timestamp) -> Option<String> {
+        let look = || {
+            let log = std::fs::read(self.log()).ok()?;
+            let changed = std::fs::metadata(self.log()).ok()?.modified().ok()?;
+            let changed = Timestamp::try_from(changed).ok()?;
+            crash::of_file(&String::from_utf8_lossy(&log), changed, since)
+        };
+        // The server hears of it a moment after the sessions.
+        let look = async || look().ok_or(None);
+        ready::until::<_, Option<Error>>(ctx, Duration::from_secs(1), look).await.ok()
     }
 
     async fn stop_server(&self, ctx: &Context) -> Result<(), Error> {

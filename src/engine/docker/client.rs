@@ -35,7 +35,7 @@ use crate::env::Env;
 /// A daemon on this machine answers `version` in milliseconds; one that does not is not used where there is
 /// something else.
 pub const HELLO: Duration = Duration::from_millis(1500);
-/// Where there is nothing else, or the data is there.
+/// Where it is configured, or the data is there.
 pub const PATIENT_HELLO: Duration = Duration::from_secs(4);
 /// The daemon stores what is sent while it receives it; a slow disk takes its time.
 const UPLOAD: Duration = Duration::from_secs(600);

@@ -157,8 +157,9 @@ async fn an_initdb_that_fails_says_why_and_leaves_nothing() {
 /// named.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_taken_while_the_cluster_is_made_is_given_up() {
-    for named in [false, true] {
+    for (named, by_a_server) in [(false, false), (true, false), (false, true)] {
         let project = Project::new("");
+        let neighbour = Project::new("");
         let (bin, go) = (project.dir.join("bin"), project.dir.join("go"));
         let real = postgres::newest_bin_dir();
         let real = real.display();
@@ -188,12 +189,18 @@ async fn a_port_that_is_taken_while_the_cluster_is_made_is_given_up() {
                     None => tokio::task::yield_now().await,
                 }
             };
-            let held = std::net::TcpListener::bind(("127.0.0.1", port)).expect("it was free");
+            let held = if by_a_server {
+                neighbour.configure(&format!("{}port = {port}\n", native_config()));
+                let engine = neighbour.engine().await;
+                engine.ensure(&neighbour.context()).await.expect("it is free");
+                None
+            } else {
+                Some(std::net::TcpListener::bind(("127.0.0.1", port)).expect("it is free"))
+            };
             std::fs::write(&go, "").expect("it is ours");
-            held
+            (port, held)
         };
-        let (server, held) = tokio::join!(engine.ensure(&ctx), somebody);
-        let port = held.local_addr().expect("it is bound").port();
+        let (server, (port, _held)) = tokio::join!(engine.ensure(&ctx), somebody);
         if named {
             let error = server.expect_err("it is taken");
             assert!(error.to_string().contains("Address already in use"), "{error}");
