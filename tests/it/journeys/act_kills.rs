@@ -280,7 +280,8 @@ async fn docker_killed_with_its_container_data_that_moves_into_the_pool_is_whole
         project.run(&["up", "--branch", "other"]).succeeds();
         assert_eq!(contents(&on_branch(&project, "other")).await, used, "{turn}");
         if run.code != Some(0) {
-            project.run(&save).succeeds();
+            // Killed at the very end it is there already.
+            project.run(&[&save[..], &["--replace"]].concat()).succeeds();
         }
         assert_eq!(left(&project), "", "{turn}");
         project.run(&["reset", "--branch", "other"]).succeeds();
