@@ -32,8 +32,6 @@ use crate::pg::{Session, SslMode, Target, scram};
 const MARKER: &str = "seedbed.json";
 const SUPERUSER: &str = "postgres";
 const LOG_LINES: usize = 12;
-/// Ports that somebody else takes between our look and our start.
-const PORT_TRIES: usize = 5;
 /// A shutdown checkpoint of a busy server.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
@@ -194,7 +192,7 @@ impl NativeEngine {
         mut port: u16,
         password: &SecretString,
     ) -> Result<u16, Error> {
-        let mut tries = 1..PORT_TRIES;
+        let mut tries = 1..port::TRIES;
         let mut remember = |port: u16| {
             if let Some(native) = &mut state.native {
                 native.port = port;

@@ -47,6 +47,9 @@ fn any() -> Result<u16, Error> {
     any.map(|address| address.port()).map_err(|error| Error::NoPort { reason: error.to_string() })
 }
 
+/// Ports that somebody else takes between a look and a start.
+pub(super) const TRIES: usize = 5;
+
 /// Whether a server could listen there.
 pub(super) fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()

@@ -57,8 +57,6 @@ const MARKER: &str = "seedbed.json";
 /// Where the first password is handed over; emptied afterwards.
 const PASSWORD_FILE: &str = "seedbed.password";
 const SUPERUSER: &str = "postgres";
-/// Ports that somebody else takes between our look and our start.
-const PORT_TRIES: usize = 5;
 
 /// The container of a project.
 #[derive(Clone)]
@@ -365,7 +363,7 @@ impl DockerEngine {
         let was_ours = remembered;
         let mut refused_at: Option<std::time::Instant> = None;
         let mut tries = 0;
-        while tries < PORT_TRIES {
+        while tries < port::TRIES {
             let port = port::choose(ctx, self.port, remembered.take(), removed).await?;
             let known = state.docker.take().unwrap_or_default();
             state.docker =
@@ -406,7 +404,7 @@ impl DockerEngine {
         }
         Err(match self.port {
             Some(port) => Error::PortTaken { port, by: port::taken_by(port) },
-            None => Error::NoPort { reason: format!("{PORT_TRIES} in a row were taken") },
+            None => Error::NoPort { reason: format!("{} in a row were taken", port::TRIES) },
         })
     }
 
