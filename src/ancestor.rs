@@ -19,13 +19,23 @@ use crate::snapshot::{find, history, manifest};
 /// What this checkout has.
 pub(crate) struct Here {
     checkout: Checkout,
+    /// The configured rule of the scripts' order.
+    out_of_order: bool,
 }
 
 impl Here {
     pub(crate) fn new(ctx: &Context, scripts: &Scripts) -> Self {
         // A build runs scripts in their order: one behind a later one would give something else.
-        let checkout = Checkout { out_of_order: false, ..find::checkout(ctx, scripts) };
-        Self { checkout }
+        let checkout = find::checkout(ctx, scripts);
+        let out_of_order = checkout.out_of_order;
+        Self { checkout: Checkout { out_of_order: false, ..checkout }, out_of_order }
+    }
+
+    /// Whether a snapshot with this history is one for this checkout.
+    pub(crate) fn takes_rows(&self, applied: &[Applied]) -> bool {
+        let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
+        let checkout = Checkout { out_of_order: self.out_of_order, ..self.checkout.clone() };
+        choose::history_fits(&rows, &checkout).is_ok()
     }
 
     /// Whether a build of this checkout goes on from behind these.
@@ -78,7 +88,8 @@ pub(crate) struct Nearest<T> {
     pub found: T,
     made_at: Timestamp,
     version: Option<String>,
-    to_go: usize,
+    /// `None`: it is the rows alone, on which all runs that a build runs.
+    to_go: Option<usize>,
 }
 
 /// The nearest of those found; `past` gives the history in one, and when it was made.
@@ -89,11 +100,26 @@ pub(crate) fn nearest<T>(
 ) -> Option<Nearest<T>> {
     let fitting = found.into_iter().filter_map(|found| {
         let (applied, made_at) = past(&found);
-        let to_go = here.to_go(&applied)?;
+        let to_go = Some(here.to_go(&applied)?);
         let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
         Some(Nearest { found, made_at, version: history::current_version(&rows), to_go })
     });
     fitting.min_by_key(|nearest| (nearest.to_go, std::cmp::Reverse(nearest.made_at)))
+}
+
+/// The rows alone, where their snapshot is one for this checkout; the newest.
+pub(crate) fn ground<T>(
+    found: Vec<T>,
+    past: impl Fn(&T) -> (Vec<Applied>, Timestamp),
+    here: &Here,
+) -> Option<Nearest<T>> {
+    let all = found.into_iter().filter_map(|found| {
+        let (applied, made_at) = past(&found);
+        let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
+        let version = history::current_version(&rows);
+        here.takes_rows(&applied).then_some(Nearest { found, made_at, version, to_go: None })
+    });
+    all.max_by_key(|ground| ground.made_at)
 }
 
 impl<T> Nearest<T> {
@@ -101,17 +127,18 @@ impl<T> Nearest<T> {
     pub(crate) fn note(&self, kind: &str) -> String {
         let seconds = Timestamp::now().duration_since(self.made_at).as_secs();
         let age = format::age(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-        format!(
-            "from the {kind} of {age} ago, schema version {}: {} to go",
-            self.version.as_deref().unwrap_or("none"),
-            format::counted(self.to_go as u64, "script")
-        )
+        let version = self.version.as_deref().unwrap_or("none");
+        let rest = match self.to_go {
+            Some(count) => format!("{} to go", format::counted(count as u64, "script")),
+            None => "the rows alone, nothing has to be loaded".to_owned(),
+        };
+        format!("from the {kind} of {age} ago, schema version {version}: {rest}")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Applied, Here, Origin, may_go_on, nearest};
+    use super::{Applied, Here, Origin, ground, may_go_on, nearest};
     use crate::migrate::Version;
     use crate::snapshot::choose::{Checkout, CheckoutScript};
 
@@ -137,6 +164,7 @@ mod tests {
                 versioned: scripts.iter().map(script).collect(),
                 ..Checkout::default()
             },
+            out_of_order: false,
         }
     }
 
@@ -155,12 +183,26 @@ mod tests {
         };
         let take = |scripts: &[(&str, i32)]| {
             let nearest = nearest(found.clone(), past, &here(scripts))?;
-            Some((nearest.found.0, nearest.to_go))
+            Some((nearest.found.0, nearest.to_go.expect("is a build")))
         };
         assert_eq!(take(&[("1", 1), ("2", 2), ("3", 3), ("4", 4)]), Some(("two, new", 2)));
         assert_eq!(take(&[("1", 1), ("2", 5)]), Some(("one", 1)));
         assert_eq!(take(&[("1", 1), ("3", 3)]), Some(("skips", 0)));
         assert_eq!(take(&[("1", 8)]), None);
+    }
+
+    #[test]
+    fn rows_alone_are_taken_by_checkouts_that_their_snapshot_fits() {
+        let found = vec![("rows", applied(&[("1", 1), ("", 7), ("2", 2)]))];
+        let past = |found: &(&str, Vec<Applied>)| (found.1.clone(), jiff::Timestamp::UNIX_EPOCH);
+        let is_taken = |here: &Here| ground(found.clone(), past, here).is_some();
+        assert!(is_taken(&here(&[("1", 1), ("2", 2)])));
+        assert!(is_taken(&here(&[("1", 1), ("2", 2), ("3", 3)])));
+        assert!(!is_taken(&here(&[("1", 1)])), "an older checkout");
+        assert!(!is_taken(&here(&[("1", 1), ("2", 5)])), "another script");
+        let between = [("1", 1), ("1.5", 15), ("2", 2)];
+        assert!(!is_taken(&here(&between)));
+        assert!(is_taken(&Here { out_of_order: true, ..here(&between) }));
     }
 
     #[test]

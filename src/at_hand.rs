@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::database::{self, Origin};
 use crate::engine::Keep;
 use crate::error::{Error, Exit};
-use crate::fingerprint::{Rows, base, fingerprint};
+use crate::fingerprint::{Rows, base, fingerprint, ground};
 use crate::frozen::{self, Frozen, Live};
 use crate::image;
 use crate::published::{self, Arrival};
@@ -170,8 +170,10 @@ pub(crate) async fn newest(
         let Some((taken_at, id, _)) = of_one.first() else { continue };
         let rows = Rows::Snapshot(id);
         let (exact, base) = (fingerprint(ctx, site, rows, wish)?, base(ctx, site, rows, wish)?);
+        let ground = ground(ctx, site, rows)?;
         let serves = |facts: &image::Facts| {
             facts.fingerprint == exact
+                || ground.as_ref() == Some(&facts.fingerprint) && here.takes_rows(&facts.applied)
                 || base.is_some()
                     && facts.base == base
                     && here.goes_on_from(&facts.applied, facts.origin.as_ref())

@@ -51,12 +51,7 @@ pub(crate) async fn migrate_clone(
     or_given_up(ctx, scratch, async |scratch| {
         let names = scratch.names();
         users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
-        let target = connect::owner(ctx, &site.server, &names.actual);
-        let options = migrate::Options::default();
-        let ran = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
-        users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-        note_what_it_is_of(ctx, site, rows, wish, scratch)?;
-        Ok(ran)
+        run_all(ctx, site, rows, wish, scratch).await
     })
     .await
 }
@@ -69,66 +64,85 @@ pub(crate) async fn build(
     source: &Source,
     wish: &Wish,
 ) -> Result<Built, Error> {
+    let scratch = begin(ctx, site, source).await?;
+    finish(ctx, site, source, wish, scratch).await
+}
+
+/// The first half: a scratch database with the accounts and the rows that the scripts are to find.
+/// On an error it is dropped.
+pub(crate) async fn begin(ctx: &Context, site: &Site, source: &Source) -> Result<Scratch, Error> {
     let name = &ctx.config.database.name;
     let owner = site.owner(ctx);
     let locale = match source {
         Source::Snapshot { manifest, .. } => snapshot::locale(manifest),
         Source::Files(_) | Source::Nothing => database::Locale::default(),
     };
-    let scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
+    let mut scratch = Scratch::create(ctx, &site.server, name, owner, &locale).await?;
+    // In a box: the compiler gives up on futures that are nested as deep as this one.
+    match ctx.until_cancelled(Box::pin(load_rows(ctx, site, source, &mut scratch))).await {
+        Ok(()) => Ok(scratch),
+        Err(error) => Err(given_up(ctx, scratch, error).await),
+    }
+}
+
+/// The second half: scripts → files → grants. On an error the scratch database is dropped.
+pub(crate) async fn finish(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    wish: &Wish,
+    scratch: Scratch,
+) -> Result<Built, Error> {
     or_given_up(ctx, scratch, async |scratch| {
-        // In a box: the compiler gives up on futures that are nested as deep as this one.
-        let ran = Box::pin(fill(ctx, site, source, wish, scratch)).await?;
-        note_what_it_is_of(ctx, site, Rows::of(source), wish, scratch)?;
-        Ok(ran)
+        Box::pin(run_all(ctx, site, Rows::of(source), wish, scratch)).await
     })
     .await
 }
 
-/// Notes on its marker what a build of this checkout is known by.
-fn note_what_it_is_of(
+async fn load_rows(
+    ctx: &Context,
+    site: &Site,
+    source: &Source,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let names = scratch.names();
+    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
+    scratch.set_origin(match source {
+        Source::Snapshot { store, manifest } => {
+            let (tools, admin) = (&site.server.tools, scratch.admin());
+            load::load(ctx, &admin, site.owner(ctx), tools, store, manifest).await?;
+            // What stands above it is run by a build.
+            let target = connect::owner(ctx, &site.server, scratch.name());
+            let came = migrate::applied(ctx, &target).await?.iter().map(|row| row.rank).max();
+            origin_of(manifest, came)
+        }
+        Source::Files(_) => Origin::Files,
+        Source::Nothing => Origin::Empty,
+    });
+    Ok(())
+}
+
+/// Runs what a checkout has beside the rows, and notes on the marker what a build of it is known by.
+pub(crate) async fn run_all(
     ctx: &Context,
     site: &Site,
     rows: Rows<'_>,
     wish: &Wish,
     scratch: &mut Scratch,
-) -> Result<(), Error> {
-    scratch.set_fingerprint(&fingerprint(ctx, site, rows, wish)?);
-    scratch.set_base(base(ctx, site, rows, wish)?);
-    Ok(())
-}
-
-async fn fill(
-    ctx: &Context,
-    site: &Site,
-    source: &Source,
-    wish: &Wish,
-    scratch: &mut Scratch,
 ) -> Result<Ran, Error> {
     let names = scratch.names();
-    let owner = site.owner(ctx);
-    users::apply_before(ctx, &site.server.admin, &names, &site.accounts).await?;
-    if let Source::Snapshot { store, manifest } = source {
-        let tools = &site.server.tools;
-        load::load(ctx, &scratch.admin(), owner, tools, store, manifest).await?;
-    }
     let target = connect::owner(ctx, &site.server, scratch.name());
-    // What stands above it is run by a build.
-    let came = migrate::applied(ctx, &target).await?.iter().map(|row| row.rank).max();
     let options = migrate::Options { target: wish.to.clone() };
-    let outcome = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
-    if let Source::Files(files) = source {
+    let ran = run_scripts(ctx, &site.scripts, &target, &names, &options).await?;
+    if let Rows::Files(files) = rows {
         for file in files {
             seed::load_file(ctx, &target, Some(&site.server.tools), file).await?;
         }
     }
     users::apply_after(ctx, &site.server.admin, &names, &site.accounts).await?;
-    scratch.set_origin(match source {
-        Source::Snapshot { manifest, .. } => origin_of(manifest, came),
-        Source::Files(_) => Origin::Files,
-        Source::Nothing => Origin::Empty,
-    });
-    Ok(outcome)
+    scratch.set_fingerprint(&fingerprint(ctx, site, rows, wish)?);
+    scratch.set_base(base(ctx, site, rows, wish)?);
+    Ok(ran)
 }
 
 /// Scripts that ran, and the schema version after them.

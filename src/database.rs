@@ -423,15 +423,23 @@ impl Scratch {
     }
 
     /// Makes the live database of that name, which came with the server's data a moment ago and which
-    /// nobody has seen, a scratch one.
+    /// nobody has seen, a scratch one; or goes on with the scratch one that came so.
     ///
     /// # Errors
     /// [`Error::NotOurs`] where it lacks our marker; what the server said.
     pub(crate) async fn out_of_sight(server: &Server, final_name: &str) -> Result<Self, Error> {
         let (name, guard) = reserve(server, final_name, "scratch").await?;
-        let found = find(&guard, final_name).await?;
-        let Some(marker) = found.and_then(|found| found.marker) else {
-            return Err(Error::NotOurs { database: final_name.to_owned() });
+        let Some(marker) = find(&guard, final_name).await?.and_then(|found| found.marker) else {
+            let is_half =
+                |marker: &Marker| marker.kind == Kind::Scratch && marker.database == final_name;
+            let half = list(&guard)
+                .await?
+                .into_iter()
+                .find_map(|found| Some((found.name, found.marker.filter(is_half)?)));
+            let Some((name, marker)) = half else {
+                return Err(Error::NotOurs { database: final_name.to_owned() });
+            };
+            return Self::again(server, &name, marker.cloned(Kind::Scratch, MadeBy::Image)).await;
         };
         let marker = marker.cloned(Kind::Scratch, MadeBy::Image);
         let fail = |error| Error::Sql {
@@ -448,6 +456,19 @@ impl Scratch {
         ];
         guard.batch(&statements.join("; ")).await.map_err(fail)?;
         Ok(Self { name, marker, admin: server.admin.clone(), guard })
+    }
+
+    /// Goes on with the scratch database of this name, whose server was stopped with it.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub(crate) async fn again(server: &Server, name: &str, marker: Marker) -> Result<Self, Error> {
+        let fail = |error| Error::Sql { what: "go on with", database: name.to_owned(), error };
+        let guard = Session::connect(&server.admin).await.map_err(fail)?;
+        lock::try_database(&guard, name).await.map_err(fail)?;
+        let statements = [comment_statement(name, &marker), connections_statement(name, "true")];
+        guard.batch(&statements.join("; ")).await.map_err(fail)?;
+        Ok(Self { name: name.to_owned(), marker, admin: server.admin.clone(), guard })
     }
 
     /// The name that it has until it is swapped in.
@@ -468,6 +489,14 @@ impl Scratch {
     /// Where the superuser reaches it.
     pub fn admin(&self) -> Target {
         self.admin.with_database(&self.name)
+    }
+
+    /// Notes on the server what is noted here.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub(crate) async fn write_marker(&self) -> Result<(), Error> {
+        set_marker(&self.guard, &self.name, &self.marker).await
     }
 
     /// Notes where its rows came from.

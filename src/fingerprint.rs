@@ -78,7 +78,21 @@ fn has_base(site: &Site, rows: Rows<'_>, wish: &Wish) -> bool {
     !is_told && site.scripts.callbacks.is_empty()
 }
 
-/// The same two for what is published: without the server, whose facts stand beside them.
+/// What decides about a build before its first script: of a snapshot's rows, whatever the scripts are.
+///
+/// # Errors
+/// What is wrong with the files.
+pub(crate) fn ground(ctx: &Context, site: &Site, rows: Rows<'_>) -> Result<Option<String>, Error> {
+    let Rows::Snapshot(_) = rows else { return Ok(None) };
+    let start = on_server(ctx, &site.server, &site.accounts);
+    // Where the history stands that came with the rows.
+    let migrate = &ctx.config.migrate;
+    let history = format!("{:?} {:?} {}", migrate.default_schema, migrate.schemas, migrate.table);
+    let facts = [("ground".to_owned(), history)];
+    hashed(ctx, start, &facts, &site.accounts, rows, None).map(Some)
+}
+
+/// Fingerprint and base for what is published: without the server, whose facts stand beside them.
 pub(crate) struct PublishedKeys {
     pub build: String,
     pub base: Option<String>,

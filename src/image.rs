@@ -45,6 +45,9 @@ pub struct Facts {
     /// the machine that made it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub received: bool,
+    /// It is a snapshot's rows as they came: each checkout of the same rows and accounts goes on from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ground: bool,
     /// What its data is bound to.
     pub platform: Platform,
     pub made_at: jiff::Timestamp,
@@ -55,6 +58,7 @@ pub struct Facts {
 pub(crate) struct Inside {
     /// For those who go on from it.
     pub applied: Vec<Applied>,
+    pub is_ground: bool,
     pub platform: Platform,
 }
 
@@ -200,8 +204,8 @@ pub(crate) async fn subscription(session: &Session, name: &str) -> Result<Option
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Freezes the live database `name` and all of its server under a fingerprint. Templates go before:
-/// they would only make it larger.
+/// Freezes the database `actual`, the live one of its name or a scratch one, and all of its server under the
+/// fingerprint that its marker has. Templates go before: they would only make it larger.
 ///
 /// # Errors
 /// Why there is no image now; the server is up all the same.
@@ -209,37 +213,36 @@ pub(crate) async fn freeze(
     ctx: &Context,
     engine: &Engine,
     server: &Server,
-    name: &str,
+    actual: &str,
     schema_version: Option<String>,
     inside: Inside,
 ) -> Result<Option<Server>, Error> {
+    let name = &ctx.config.database.name;
     let session = connect::session(&server.admin).await?;
     // Held until the server goes down with this session.
-    if let Some(other) = held_with(&session, name, None).await? {
+    let look = async || shared_with(&session, name, None, actual).await;
+    if let Some(other) = alone(&session, name, look).await? {
         ctx.report.note(format!("no image: the server holds more than this database: {other}"));
         return Ok(None);
     }
-    let found = database::list(&session).await?;
-    let mut live = None;
-    for found in found {
-        let Some(marker) = found.marker.filter(|marker| marker.database == name) else { continue };
-        match marker.kind {
-            Kind::Template => {
-                database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
-            }
-            Kind::Live => live = Some(marker),
-            Kind::Scratch | Kind::Retired | Kind::Kept | Kind::Saved | Kind::Lent => {}
+    let mut wanted = None;
+    for found in database::list(&session).await? {
+        let Some(marker) = found.marker.filter(|marker| marker.database == *name) else { continue };
+        if found.name == actual {
+            wanted = Some(marker);
+        } else if marker.kind == Kind::Template {
+            database::drop_marked(&session, &found.name, &[Kind::Template]).await?;
         }
     }
     let Some((marker, fingerprint)) =
-        live.and_then(|marker| marker.fingerprint.clone().map(|print| (marker, print)))
+        wanted.and_then(|marker| marker.fingerprint.clone().map(|print| (marker, print)))
     else {
         return Ok(None);
     };
     let facts = Facts {
         format: FORMAT,
         fingerprint: fingerprint.clone(),
-        database: name.to_owned(),
+        database: name.clone(),
         project: ctx.config.project.to_string(),
         server_version_num: server.version_num,
         roles: roles(&session).await?,
@@ -247,6 +250,7 @@ pub(crate) async fn freeze(
         schema_version,
         applied: inside.applied,
         received: false,
+        is_ground: inside.is_ground,
         platform: inside.platform,
         base: marker.base,
         made_at: jiff::Timestamp::now(),
@@ -284,7 +288,7 @@ pub(crate) async fn ready(
     let platform = platform.map_err(|error| failed("ask what the data is bound to", error))?;
     let closed = database::allow_connections(scratch.session(), name, "false").await;
     closed.map_err(|error| failed("close the database that is to be frozen", error))?;
-    Ok(Inside { applied, platform })
+    Ok(Inside { applied, is_ground: false, platform })
 }
 
 /// Leaves nothing that a first reading would write: what was inserted gets its hint bits then, page by
@@ -314,7 +318,17 @@ pub(crate) async fn settle(
         })
         .await;
         // Whoever is connected already may hold a table: it is left as it is.
-        session.batch("vacuum (freeze, analyze, skip_locked)").await
+        if server.major() < 15 {
+            // What was changed is told late.
+            return session.batch("vacuum (freeze, analyze, skip_locked)").await;
+        }
+        session.batch("vacuum (freeze, skip_locked)").await?;
+        let stale: Vec<String> =
+            session.query(STALE, &[]).await?.iter().map(|row| row.get(0)).collect();
+        match stale.is_empty() {
+            true => Ok(()),
+            false => session.batch(&format!("analyze (skip_locked) {}", stale.join(", "))).await,
+        }
     };
     match ctx.until_cancelled(async { vacuum.await.map_err(|error| failed("vacuum", error)) }).await
     {
@@ -331,6 +345,36 @@ pub(crate) async fn settle(
 
 /// How long is waited for what was told to stop.
 const AUTOVACUUM_ENDS: Duration = Duration::from_secs(5);
+
+/// Tables whose statistics are of other rows than they have now, or are not there: a column, an expression of an
+/// index or extended statistics that came later, a type that was changed. A clone has those of what it was cloned
+/// from, and reading all of it again for them took most of the time (1.3 of 1.4 s at 580 MB).
+const STALE: &str = "with recursive changed as (
+        select relid from pg_catalog.pg_stat_all_tables
+        where n_mod_since_analyze > 0 or coalesce(last_analyze, last_autoanalyze) is null
+        union
+        select t.oid from pg_catalog.pg_class t
+        join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+        where t.relkind in ('r', 'm', 'p') and t.reltuples > 0 and coalesce(a.attstattarget, -1) <> 0
+          and not exists (select from pg_catalog.pg_statistic s
+                          where s.starelid = a.attrelid and s.staattnum = a.attnum)
+        union
+        select i.indrelid from pg_catalog.pg_index i
+        join pg_catalog.pg_class t on t.oid = i.indrelid and t.reltuples > 0
+        where i.indexprs is not null
+          and not exists (select from pg_catalog.pg_statistic s where s.starelid = i.indexrelid)
+        union
+        select e.stxrelid from pg_catalog.pg_statistic_ext e
+        where not exists (select from pg_catalog.pg_statistic_ext_data d where d.stxoid = e.oid)
+    ), stale as (
+        select relid from changed
+        union
+        select i.inhparent from pg_catalog.pg_inherits i join stale on stale.relid = i.inhrelid
+    )
+    select pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from stale join pg_catalog.pg_class c on c.oid = stale.relid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'm', 'p') and c.relpersistence <> 't' and n.nspname <> 'pg_toast'";
 
 /// A row for each that is at work in this database still.
 const STOP_AUTOVACUUM: &str = "select pg_catalog.pg_terminate_backend(pid)
@@ -408,13 +452,8 @@ pub async fn list(ctx: &Context, engine: &Engine) -> Result<Vec<Listed>, Error> 
     let now = jiff::Timestamp::now();
     let mut listed: Vec<Listed> =
         engine.images(ctx).await?.images.iter().filter_map(|stored| read(stored, now)).collect();
-    sort(&mut listed);
+    listed.sort_by_key(|image| std::cmp::Reverse(image.facts.made_at));
     Ok(listed)
-}
-
-/// The newest first.
-fn sort(images: &mut [Listed]) {
-    images.sort_by_key(|image| std::cmp::Reverse(image.facts.made_at));
 }
 
 fn read(stored: &Stored, now: jiff::Timestamp) -> Option<Listed> {
@@ -451,8 +490,8 @@ pub async fn with_sharers(ctx: &Context, engine: &Engine) -> Result<Shelf, Error
     Ok(Shelf { images, environments })
 }
 
-/// Removes what was not used for too long and, from the oldest on, what is too much; never one that an
-/// environment's data came from, nor the newest one of a database that is asked for. Other projects of this
+/// Removes what was not used for too long and, from what was not used for the longest on, what is too much; never one
+/// that an environment's data came from, nor the last used one of a database that is asked for. Other projects of this
 /// machine have limits of their own: their images go by this one's only when their folder is gone.
 ///
 /// # Errors
@@ -472,7 +511,7 @@ async fn prune_to(
     let now = jiff::Timestamp::now();
     let Inventory { images: stored, mut in_use, capacity } = engine.images(ctx).await?;
     let mut images: Vec<Listed> = stored.iter().filter_map(|stored| read(stored, now)).collect();
-    sort(&mut images);
+    images.sort_by_key(|image| (image.unused_seconds, std::cmp::Reverse(image.facts.made_at)));
     in_use.insert(wanted.to_owned());
     let limits = Limits {
         // A pool may be smaller than what images may have.
@@ -514,7 +553,7 @@ pub(crate) async fn once_there_is_room<T>(
     }
 }
 
-/// Removes all images of this project but the newest of each database, those in use and `wanted`. `false`:
+/// Removes all images of this project but the last used of each database, those in use and `wanted`. `false`:
 /// there are no others.
 pub(crate) async fn make_room(ctx: &Context, engine: &Engine, wanted: &str) -> bool {
     match prune_to(ctx, engine, 0, false, wanted).await {
@@ -555,7 +594,7 @@ struct Limits {
     in_use: BTreeSet<String>,
 }
 
-/// Which images stay, and which go. `images` are sorted, newest first; the newest of each database
+/// Which images stay, and which go. `images` are sorted, the last used first; that of each database
 /// stays whatever its size. Only those whose project is `ours` go, or count.
 fn fates(
     images: Vec<Listed>,
@@ -568,10 +607,11 @@ fn fates(
         if !ours(&image.facts.project) {
             return true;
         }
-        let newest = databases.insert((image.facts.project.clone(), image.facts.database.clone()));
+        let is_last_used =
+            databases.insert((image.facts.project.clone(), image.facts.database.clone()));
         let young = image.unused_seconds <= limits.age_seconds;
         let fits = sum + image.bytes <= limits.bytes;
-        let stays = limits.in_use.contains(&image.name) || young && (newest || fits);
+        let stays = limits.in_use.contains(&image.name) || young && (is_last_used || fits);
         if stays {
             sum += image.bytes;
         }
@@ -604,6 +644,7 @@ mod tests {
                 base: None,
                 applied: Vec::new(),
                 received: false,
+                is_ground: false,
                 platform: Platform::default(),
                 made_at: jiff::Timestamp::UNIX_EPOCH,
             },
@@ -612,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_old_or_too_much_goes_and_what_is_in_use_or_the_newest_of_its_database_stays() {
+    fn what_is_old_or_too_much_goes_and_what_is_in_use_or_the_last_used_of_its_database_stays() {
         let in_use = BTreeSet::from(["a0".to_owned(), "c2".to_owned()]);
         let limits = Limits { bytes: 100, age_seconds: 1000, in_use };
         let images = vec![

@@ -7,7 +7,8 @@ use camino::Utf8Path;
 use serde::Serialize;
 
 use crate::at_hand::{self, Known, Taken, Why};
-use crate::build::{Built, build, given_up, run_scripts};
+use crate::beside;
+use crate::build::{Built, begin, build, finish, given_up, run_scripts};
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Found, Origin, Scratch};
@@ -492,7 +493,8 @@ pub async fn ci(ctx: &Context, options: CiOptions) -> Result<Proof, Error> {
             return Ok(built);
         }
         let build = async |source: &Source| build(ctx, &site, source, &wish).await;
-        source::from_first_whole(ctx, &site, &wish, source, build).await
+        let built = source::from_first_whole(ctx, &site, &wish, source, build).await;
+        built.map(|(_, built)| built)
     };
     let built = built.await.map_err(|error| match error.exit() {
         // Scripts that run on an empty database prove little, and a wrong store would go unnoticed.
@@ -602,18 +604,49 @@ async fn take_or_build(
         }
         Arrival::None => {
             frozen::move_in_first(ctx, site, &source, wish).await?;
-            let site = &*site;
-            let built = source::from_first_whole(ctx, site, wish, source, async |source| {
+            let here = &*site;
+            let begun = source::from_first_whole(ctx, here, wish, source, async |source| {
                 // The next one that is whole may be frozen already.
-                if let Some(taken) = at_hand::clone(ctx, site, Rows::of(source), wish).await? {
-                    return Ok(taken);
+                if let Some(taken) = at_hand::clone(ctx, here, Rows::of(source), wish).await? {
+                    return Ok(Begun::Taken(taken));
                 }
-                let built = build(ctx, site, source, wish).await?;
-                frozen::freeze_or_give_up(ctx, site, built, wish).await.map(Taken::built)
+                if let Some(migrated) = beside::build(ctx, here, source, wish).await? {
+                    return Ok(Begun::Frozen(migrated));
+                }
+                begin(ctx, here, source).await.map(Box::new).map(Begun::Rows)
             });
-            built.await
+            let (source, scratch) = match begun.await? {
+                (_, Begun::Taken(taken)) => return Ok(taken),
+                (source, Begun::Rows(scratch)) => (source, *scratch),
+                (source, Begun::Frozen(migrated)) => {
+                    let live = frozen::from_image(ctx, site, Rows::of(&source), wish).await?;
+                    if let Some(live) = live {
+                        return Ok(Taken::Live(Live { migrated, ..live }));
+                    }
+                    let scratch = begin(ctx, site, &source).await?;
+                    (source, scratch)
+                }
+            };
+            let scratch = frozen::freeze_ground(ctx, site, &source, wish, scratch).await?;
+            let built = match finish(ctx, site, &source, wish, scratch).await {
+                Ok(built) => built,
+                Err(error) => {
+                    return Err(frozen::make_way(ctx, site, Rows::of(&source), error).await);
+                }
+            };
+            frozen::freeze_or_give_up(ctx, site, built, wish).await.map(Taken::built)
         }
     }
+}
+
+/// The first half of a build.
+enum Begun {
+    /// There is nothing to build.
+    Taken(Taken),
+    /// All of it was done on a second server, and is frozen as the image of this checkout.
+    Frozen(Vec<migrate::Ran>),
+    /// The rows are in.
+    Rows(Box<Scratch>),
 }
 
 async fn make_live(

@@ -12,7 +12,7 @@ use crate::config::slug;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Found, Kind, MadeBy, Origin, Scratch, points};
-use crate::engine::{self, Engine, Keep, Server, Stored};
+use crate::engine::{self, Engine, Holds, Keep, Server, Stored};
 use crate::error::{self, Exit};
 use crate::frozen;
 use crate::guard;
@@ -349,7 +349,7 @@ async fn serve(ctx: &Context, site: &mut Site, point: &Point) -> Result<(), erro
         return Err(unknown(&point.name, &[]));
     };
     let sessions = site.sessions(ctx).await?;
-    let server = engine.replace(ctx, &point.place, Some(Keep::No)).await?;
+    let server = engine.replace(ctx, &point.place, Some(Keep::No), Holds::Something).await?;
     database::note_ended(ctx, sessions, database);
     if !roles.is_empty() {
         ctx.report.warn(format!(

@@ -6,6 +6,7 @@ use crate::engine::{self, Engine, Server};
 use crate::error::Error;
 use crate::frozen;
 use crate::guard;
+use crate::image;
 use crate::lend;
 use crate::lock::{self, ProjectLock};
 use crate::migrate::{self, Scripts};
@@ -24,6 +25,8 @@ pub(crate) struct Site {
     pub session: Session,
     pub scripts: Scripts,
     pub accounts: users::Plan,
+    /// The server had roles before the files made any.
+    pub had_roles: bool,
     /// The store's snapshots, if the guard had to know them.
     listing: Option<find::Listing>,
     /// `None`: whoever works here holds it.
@@ -39,7 +42,8 @@ impl Site {
         files: Files,
     ) -> Self {
         let Files { accounts, scripts } = files;
-        Self { engine, server, session, scripts, accounts, listing: None, _lock: None }
+        let had_roles = true;
+        Self { engine, server, session, scripts, accounts, had_roles, listing: None, _lock: None }
     }
 
     /// Who owns the database and runs the scripts.
@@ -132,8 +136,9 @@ pub(crate) async fn enter(
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
     frozen::give_what_is_left(ctx, &server, &session).await?;
+    let had_roles = !image::roles(&session).await?.is_empty();
     let Files { accounts, scripts } = files;
-    Ok(Site { engine, server, session, scripts, accounts, listing, _lock: Some(lock) })
+    Ok(Site { engine, server, session, scripts, accounts, had_roles, listing, _lock: Some(lock) })
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.

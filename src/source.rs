@@ -63,18 +63,20 @@ pub struct Wish {
 }
 
 /// Calls `work` with the source that `wish` means. A snapshot whose chunks turn out to be damaged while
-/// it is loaded is an error that names the next one that fits; with `skip_damaged` that one is taken.
+/// it is loaded is an error that names the next one that fits; with `skip_damaged` that one is taken. Gives
+/// back the source that it was in the end.
 pub(crate) async fn from_first_whole<T>(
     ctx: &Context,
     site: &Site,
     wish: &Wish,
     mut source: Source,
     work: impl AsyncFn(&Source) -> Result<T, Error>,
-) -> Result<T, Error> {
+) -> Result<(Source, T), Error> {
     loop {
         let error = match work(&source).await {
             Err(error) if error.exit() == crate::error::Exit::Damaged => error,
-            other => return other,
+            Err(error) => return Err(error),
+            Ok(done) => return Ok((source, done)),
         };
         let (Source::Snapshot { store, manifest }, Seed::Auto | Seed::Latest) =
             (&source, &wish.seed)

@@ -493,8 +493,9 @@ fn image_table<'a>(images: impl Iterator<Item = (&'a image::Listed, &'static str
                 format::bytes(image.bytes),
                 format!("{} of {}", facts.database, facts.project),
                 format!(
-                    "version {}, {}",
+                    "version {}, {}{}",
                     facts.schema_version.as_deref().unwrap_or("none"),
+                    if facts.is_ground { "the rows alone of " } else { "" },
                     origin(facts.origin.as_ref())
                 ),
                 fate.to_owned(),

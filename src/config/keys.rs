@@ -143,7 +143,12 @@ pub const KEYS: &[Key] = &[
         "auto",
         "ready data directories from the store: where they are faster than rows, wherever they fit, never",
     ),
-    key("images.max_size", Kind::Bytes, "64GiB", "images of this project; older ones go"),
+    key(
+        "images.max_size",
+        Kind::Bytes,
+        "64GiB",
+        "images of this project; those that nobody used for the longest go",
+    ),
     key("images.max_age", Kind::Duration, "30d", "images that nobody used for this long go"),
     key(
         "images.pool",

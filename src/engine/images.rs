@@ -21,6 +21,14 @@ pub enum Keep {
     No,
 }
 
+/// What a server holds whose data is about to move, or to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// What each new one does: another environment of the project may begin with a clone of it.
+    Nothing,
+    Something,
+}
+
 /// Which frozen data directories an engine speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shelf {
@@ -313,16 +321,16 @@ impl Engine {
     ///
     /// # Errors
     /// Why not.
-    pub async fn move_in(&self, ctx: &Context, bytes: u64) -> Result<Server, Error> {
+    pub async fn move_in(&self, ctx: &Context, bytes: u64, holds: Holds) -> Result<Server, Error> {
         match self {
-            Self::Docker(engine) => engine.move_in_alone(ctx, bytes).await,
+            Self::Docker(engine) => engine.move_in_alone(ctx, bytes, holds).await,
             Self::Native(_) | Self::Embedded(_) | Self::External(_) => self.ensure(ctx).await,
         }
     }
 
     /// Serves a clone of the image `name` in place of the server's data, on the same port. All sessions
     /// end. On an error the old data is served again. `None`: what is replaced and what an earlier one has kept
-    /// both stay until [`Self::settle`] or [`Self::revert`].
+    /// both stay until [`Self::settle`] or [`Self::revert`]. `holds` is said of what is replaced.
     ///
     /// # Errors
     /// Why not.
@@ -331,9 +339,10 @@ impl Engine {
         ctx: &Context,
         name: &str,
         keep: Option<Keep>,
+        holds: Holds,
     ) -> Result<Server, Error> {
         match self {
-            Self::Docker(engine) => engine.replace(ctx, name, keep).await,
+            Self::Docker(engine) => engine.replace(ctx, name, keep, holds).await,
             Self::Native(engine) => engine.replace(ctx, name, keep).await,
             Self::Embedded(engine) => engine.native(ctx).replace(ctx, name, keep).await,
             Self::External(_) => Err(external()),

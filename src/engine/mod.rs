@@ -30,7 +30,8 @@ pub use embedded::EmbeddedEngine;
 pub use error::Error;
 pub use external::ExternalEngine;
 pub use images::{
-    Clones, Feed, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Stored, Whose, passing_image,
+    Clones, Feed, Holds, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Stored, Whose,
+    passing_image,
 };
 pub use native::NativeEngine;
 

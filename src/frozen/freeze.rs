@@ -1,9 +1,10 @@
 //! What was built is frozen: as a template beside the live database, or the whole server as an image.
 
+use super::blank;
 use crate::build::{Built, given_up};
 use crate::connect;
 use crate::context::Context;
-use crate::database;
+use crate::database::{self, Scratch};
 use crate::engine::{self, Keep};
 use crate::error::Error;
 use crate::image;
@@ -43,25 +44,7 @@ async fn freeze_template(
     let bytes = image::size_of(&site.session, built.scratch.name()).await?;
     // What is kept would be frozen with it.
     if wish.keep == Keep::No && image::is_meant(ctx, &site.server, bytes) {
-        let name = &ctx.config.database.name;
-        let scratch = built.scratch.name();
-        let shared = match image::shared_with(&site.session, name, None, scratch).await? {
-            Some(other) => Some(format!("the server holds more than this database: {other}")),
-            None => image::subscription(&site.session, scratch).await?.map(|name| {
-                format!("the subscription `{name}` would be in each clone, taking from the others")
-            }),
-        };
-        let why = match shared {
-            Some(why) => Some(why),
-            None => match site.engine.can_freeze(ctx).await {
-                Ok(()) => None,
-                Err(engine::Error::Interrupted) => return Err(Error::Interrupted),
-                Err(engine::Error::NoPool { reason }) => Some(reason),
-                // The template does the same: what was built is not lost for this.
-                Err(error) => Some(error.to_string()),
-            },
-        };
-        match why {
+        match why_no_image(ctx, site, &built.scratch).await? {
             None => {
                 let readied = image::ready(ctx, &site.server, &built.scratch);
                 return ctx.until_cancelled(readied).await.map(Frozen::Later);
@@ -78,6 +61,29 @@ async fn freeze_template(
     };
     template::freeze(ctx, &site.server, &built.scratch, site.owner(ctx), applied).await?;
     Ok(Frozen::Already)
+}
+
+/// Why the server cannot be frozen with this database in it; `None`: it can.
+pub(super) async fn why_no_image(
+    ctx: &Context,
+    site: &Site,
+    scratch: &Scratch,
+) -> Result<Option<String>, Error> {
+    let (name, scratch) = (scratch.final_name(), scratch.name());
+    if let Some(other) = image::shared_with(&site.session, name, None, scratch).await? {
+        return Ok(Some(format!("the server holds more than this database: {other}")));
+    }
+    if let Some(name) = image::subscription(&site.session, scratch).await? {
+        let why = "would be in each clone, taking from the others";
+        return Ok(Some(format!("the subscription `{name}` {why}")));
+    }
+    match site.engine.can_freeze(ctx).await {
+        Ok(()) => Ok(None),
+        Err(engine::Error::Interrupted) => Err(Error::Interrupted),
+        Err(engine::Error::NoPool { reason }) => Ok(Some(reason)),
+        // The template does the same: what was built is not lost for this.
+        Err(error) => Ok(Some(error.to_string())),
+    }
 }
 
 /// Removes the server's data that an earlier reset has kept: another database was live since then. What goes
@@ -97,31 +103,58 @@ pub(crate) async fn freeze_image(
     inside: image::Inside,
 ) -> Result<(), Error> {
     let name = ctx.config.database.name.clone();
-    let calm = &ctx.uninterrupted();
-    let frozen = image::freeze(ctx, &site.engine, &site.server, &name, schema_version, inside);
-    match frozen.await {
-        Ok(Some(server)) => {
-            site.move_to(calm, server).await?;
-            match image::prune(ctx, &site.engine, false).await {
-                Ok(pruned) => {
-                    for gone in pruned.removed {
-                        ctx.report.detail(format!("removed the image {}", gone.name));
-                    }
-                }
-                Err(error) => ctx.report.warn(format!("old images stay: {error}")),
-            }
-            Ok(())
-        }
-        Ok(None) => database::let_in(&site.session, &name).await.map_err(Error::from),
-        Err(error) => {
-            if !ctx.cancel.is_cancelled() {
-                ctx.report.warn(format!("the next reset has to build again: {error}"));
-            }
-            let server = site.engine.ensure(calm).await?;
-            site.move_to(calm, server).await?;
-            ctx.check_cancelled()
+    let frozen = freeze_closed(ctx, site, &name, schema_version, inside).await?;
+    database::let_in(&site.session, &name).await?;
+    match frozen {
+        Attempt::Done => {}
+        Attempt::NotTried => return Ok(()),
+        Attempt::Failed(error) => {
+            ctx.check_cancelled()?;
+            ctx.report.warn(format!("the next reset has to build again: {error}"));
+            return Ok(());
         }
     }
+    prune(ctx, site).await;
+    Ok(())
+}
+
+/// Removes images that are old or too much by now.
+pub(crate) async fn prune(ctx: &Context, site: &Site) {
+    match image::prune(ctx, &site.engine, false).await {
+        Ok(pruned) => {
+            for gone in pruned.removed {
+                ctx.report.detail(format!("removed the image {}", gone.name));
+            }
+        }
+        Err(error) => ctx.report.warn(format!("old images stay: {error}")),
+    }
+}
+
+/// What became of freezing an image.
+pub(super) enum Attempt {
+    Done,
+    /// The server holds more, which was said.
+    NotTried,
+    Failed(Error),
+}
+
+/// Freezes the database `actual` with its server; nobody is let in.
+pub(super) async fn freeze_closed(
+    ctx: &Context,
+    site: &mut Site,
+    actual: &str,
+    schema_version: Option<String>,
+    inside: image::Inside,
+) -> Result<Attempt, Error> {
+    let calm = &ctx.uninterrupted();
+    let frozen = image::freeze(ctx, &site.engine, &site.server, actual, schema_version, inside);
+    let (server, attempt) = match frozen.await {
+        Ok(Some(server)) => (server, Attempt::Done),
+        Ok(None) => return Ok(Attempt::NotTried),
+        Err(error) => (site.engine.ensure(calm).await?, Attempt::Failed(error)),
+    };
+    site.move_to_closed(calm, server).await?;
+    Ok(attempt)
 }
 
 /// Where a snapshot is about to be loaded on a server that holds nothing yet, and will be frozen as an image, the
@@ -153,7 +186,8 @@ pub(crate) async fn move_in_first(
         Err(_) => return Ok(()),
     }
     // With indexes, and what scripts change and the log of changes take. Elsewhere there is the whole disk.
-    let server = match site.engine.move_in(ctx, bytes.saturating_mul(3)).await {
+    let holds = blank::empty(ctx, site).await?;
+    let server = match site.engine.move_in(ctx, bytes.saturating_mul(3), holds).await {
         Ok(server) => server,
         Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
         Err(error) => {

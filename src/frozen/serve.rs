@@ -1,5 +1,6 @@
 //! A clone of an image in place of the server's data, and back again where what follows fails.
 
+use super::blank;
 use super::carried::Carried;
 use crate::context::Context;
 use crate::database;
@@ -56,7 +57,8 @@ pub(super) async fn try_to_serve(
     let ended = site::sessions(&site.session, &name).await?;
     let carried = Carried::take(ctx, site, *received).await?;
     let step = ctx.report.step(*step);
-    let replace = async || site.engine.replace(ctx, image, keep).await;
+    let holds = blank::empty(ctx, site).await?;
+    let replace = async || site.engine.replace(ctx, image, keep, holds).await;
     let replaced =
         image::once_there_is_room(ctx, &site.engine, &site.session, image, replace).await;
     match replaced {

@@ -1,15 +1,16 @@
 //! Templates and images of this machine, taken instead of a build: those of exactly this checkout and those that
 //! it goes on from.
 
+use super::ground::make_way;
 use super::serve::{Served, Serving, go_back, grant, serve, settle, try_to_serve};
 use crate::ancestor;
-use crate::build::{Built, migrate_clone, or_given_up};
+use crate::build::{Built, migrate_clone, or_given_up, run_all};
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, MadeBy, Marker, Origin, Scratch};
 use crate::engine;
 use crate::error::Error;
-use crate::fingerprint::{Rows, base, fingerprint};
+use crate::fingerprint::{Rows, base, fingerprint, ground};
 use crate::image::{self, Facts};
 use crate::migrate;
 use crate::site::Site;
@@ -119,31 +120,61 @@ pub(crate) async fn from_nearest_image(
         return Ok(None);
     }
     ctx.report.note(nearest.note("image"));
-    migrate_out_of_sight(ctx, site, rows, wish).await.map(Some)
+    if !nearest.found.is_ground {
+        return migrate_out_of_sight(ctx, site, rows, wish).await.map(Some);
+    }
+    // As in a build, which has made what stands before the rows.
+    let scratch = Scratch::out_of_sight(&site.server, name).await?;
+    let built =
+        or_given_up(ctx, scratch, async |scratch| run_all(ctx, site, rows, wish, scratch).await);
+    match built.await {
+        Ok(built) => Ok(Some(built)),
+        Err(error) => Err(make_way(ctx, site, rows, error).await),
+    }
 }
 
-/// The image of this machine that this checkout goes on from.
+/// The image of this machine that this checkout goes on from: the one that went the same way for the longest, else
+/// the rows alone.
 pub(crate) async fn nearest_image(
     ctx: &Context,
     site: &Site,
     rows: Rows<'_>,
     wish: &Wish,
 ) -> Result<Option<ancestor::Nearest<image::Facts>>, Error> {
-    let Some(base) = base(ctx, site, rows, wish)? else { return Ok(None) };
-    let images = match image::of_base(ctx, &site.engine, &base).await {
-        Ok(images) => images,
+    let found = match images_to_go_on_from(ctx, site, rows, wish).await {
         Err(_) if ctx.cancel.is_cancelled() => return Err(Error::Interrupted),
-        Err(error) => {
+        Err(Error::Engine(error)) => {
             ctx.report.note(format!("no image is gone on from: {error}"));
             return Ok(None);
         }
+        found => found?,
     };
-    let misfits = image::misfits(&site.session, images.iter()).await?;
-    let images = images.into_iter().zip(misfits);
-    let images = images.filter_map(|(facts, misfit)| misfit.is_none().then_some(facts)).collect();
-    let past = |facts: &image::Facts| (facts.applied.clone(), facts.made_at);
+    let misfits = image::misfits(&site.session, found.iter()).await?;
+    let fitting = found.into_iter().zip(misfits);
+    let fitting = fitting.filter_map(|(facts, misfit)| misfit.is_none().then_some(facts));
+    let (grounds, images) = fitting.partition(|facts: &Facts| facts.is_ground);
+    let past = |facts: &Facts| (facts.applied.clone(), facts.made_at);
     let here = ancestor::Here::new(ctx, &site.scripts);
-    Ok(ancestor::nearest(images, past, &here))
+    let nearest = ancestor::nearest(images, past, &here);
+    Ok(nearest.or_else(|| ancestor::ground(grounds, past, &here)))
+}
+
+/// Those of the same base, and those of the same rows.
+async fn images_to_go_on_from(
+    ctx: &Context,
+    site: &Site,
+    rows: Rows<'_>,
+    wish: &Wish,
+) -> Result<Vec<Facts>, Error> {
+    let mut found = match base(ctx, site, rows, wish)? {
+        Some(base) => image::of_base(ctx, &site.engine, &base).await?,
+        None => Vec::new(),
+    };
+    if let Some(ground) = ground(ctx, site, rows)? {
+        let found_ground = image::find(ctx, &site.engine, &ground).await?;
+        found.extend(found_ground.filter(|facts| facts.is_ground));
+    }
+    Ok(found)
 }
 
 /// Takes a database that came with an image out of sight and brings it to where this checkout is.

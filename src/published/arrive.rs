@@ -154,6 +154,7 @@ fn facts_of(
         base: None,
         applied: found.applied.clone(),
         received: true,
+        is_ground: false,
         platform: found.platform.clone(),
         made_at: jiff::Timestamp::now(),
     }
@@ -377,7 +378,7 @@ async fn serve(
         frozen::settle(ctx, site, wish.keep).await;
     }
     if place == Place::Shelf {
-        sweep(ctx, site).await;
+        frozen::prune(ctx, site).await;
     }
     let origin = match source {
         Source::Snapshot { manifest, .. } => Some(origin_of(found, manifest)),
@@ -413,18 +414,6 @@ async fn complete(
     let opened = database::allow_connections(&site.session, &database, "true").await;
     opened.map_err(|error| error::Error::Database { what: format!("open `{database}`"), error })?;
     frozen::grant(ctx, site).await
-}
-
-/// Removes images of this machine that are old or too much by now.
-async fn sweep(ctx: &Context, site: &Site) {
-    match image::prune(ctx, &site.engine, false).await {
-        Ok(pruned) => {
-            for gone in pruned.removed {
-                ctx.report.detail(format!("removed the image {}", gone.name));
-            }
-        }
-        Err(error) => ctx.report.warn(format!("old images stay: {error}")),
-    }
 }
 
 /// Freezes what is live as a template. It is whole already, so that what goes wrong here costs only the

@@ -73,6 +73,8 @@ pub(super) struct Container {
 /// What is asked of an image.
 #[derive(Debug, Clone)]
 pub(super) struct Image {
+    /// Of its content.
+    pub id: String,
     pub env: HashMap<String, String>,
     pub entrypoint: Vec<String>,
 }
@@ -236,6 +238,7 @@ impl Client {
             line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
         };
         Ok(Some(Image {
+            id: found.id.unwrap_or_default(),
             env: config.env.unwrap_or_default().into_iter().filter_map(pair).collect(),
             entrypoint: config.entrypoint.unwrap_or_default(),
         }))
@@ -312,6 +315,12 @@ impl Client {
     async fn create_as_asked(&self, new: NewContainer) -> Result<String, bollard::errors::Error> {
         let attached = new.life == Life::WhileAttached;
         let reads = attached || new.life == Life::Fed;
+        let network = match new.port {
+            _ if attached => Some("host"),
+            Some(_) => None,
+            // A helper, which speaks to nobody.
+            None => Some("none"),
+        };
         let ports = new.port.map(|port| {
             let binding = PortBinding {
                 host_ip: Some("127.0.0.1".to_owned()),
@@ -356,7 +365,7 @@ impl Client {
                 // 64 MB, the daemon's default, fail parallel queries (PITFALLS, fact 9).
                 shm_size: Some(1 << 30),
                 auto_remove: Some(attached),
-                network_mode: attached.then(|| "host".to_owned()),
+                network_mode: network.map(str::to_owned),
                 security_opt: Some(vec!["no-new-privileges".to_owned()]),
                 ..HostConfig::default()
             }),

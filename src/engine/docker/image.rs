@@ -20,6 +20,8 @@ const STALL: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub(super) struct ServerImage {
     pub name: String,
+    /// Of its content.
+    pub id: String,
     pub major: u32,
     /// Its own entry point.
     pub entrypoint: Vec<String>,
@@ -52,7 +54,8 @@ pub(super) fn describe(name: &str, image: &Image) -> Result<ServerImage, Error> 
         Some(_) | None => data.clone(),
     };
     let entrypoint = image.entrypoint.clone();
-    Ok(ServerImage { name: name.to_owned(), major, entrypoint, data, mount })
+    let id = image.id.clone();
+    Ok(ServerImage { name: name.to_owned(), id, major, entrypoint, data, mount })
 }
 
 /// The image, pulled where it is not here.
@@ -173,7 +176,7 @@ mod tests {
 
     fn image(env: &[(&str, &str)]) -> Image {
         let env = env.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect();
-        Image { env, entrypoint: Vec::new() }
+        Image { id: String::new(), env, entrypoint: Vec::new() }
     }
 
     #[test]

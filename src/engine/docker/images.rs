@@ -5,7 +5,9 @@ use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
 use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
-use crate::engine::images::{Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Whose};
+use crate::engine::images::{
+    Holds, Incoming, Inventory, Keep, Outgoing, Rung, Sharer, Shelf, Whose,
+};
 use crate::engine::state::{self, State};
 use crate::engine::{Error, Server};
 
@@ -52,6 +54,7 @@ impl DockerEngine {
         &self,
         ctx: &Context,
         bytes: u64,
+        holds: Holds,
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         if pool_of(&state).is_some() {
@@ -59,8 +62,8 @@ impl DockerEngine {
         }
         let image = image::ensure(ctx, &self.client, &self.image).await?;
         let (about, data) = (Whose::of(ctx).to_json(), generation());
-        let room = (bytes / 1024).to_string();
-        let adopt = ("adopt", &[data.as_str(), &image.data, &about, &room][..]);
+        let (room, blank) = ((bytes / 1024).to_string(), blank_if(ctx, &image, holds));
+        let adopt = ("adopt", &[data.as_str(), &image.data, &about, &room, &blank][..]);
         Ok(self.move_in(ctx, &mut state, &image, adopt, None).await?.0)
     }
 
@@ -186,32 +189,65 @@ impl DockerEngine {
         }
     }
 
-    /// Where the state file was lost and no volume is ours, the data may lie in the pool still.
+    /// Where no volume is ours the data may lie in the pool still, since the state file was lost. Where it does not, and
+    /// others of the project have been there, it begins there with a clone of an empty cluster: of which one is in
+    /// the answer.
     pub(super) async fn find_in_pool(
         &self,
         ctx: &Context,
         state: &mut State,
         image: &ServerImage,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<String>, Error> {
         let known = state.docker.as_ref().is_some_and(|known| known.provisioned);
         if known || pool_of(state).is_some() || self.client.volume(&self.name).await?.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         // A pool that cannot be had is not in the way of a project that may never have been in it.
         let Ok(Some(pool)) = self.pool(ctx, state, image).await else {
-            return ctx.check_cancelled().map_err(|_| Error::Interrupted);
+            ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
+            return Ok(None);
         };
-        let here = pool::act(&self.hash, "here", &[]);
-        match pool::act_alone(ctx, &self.client, image, &pool, here, Vec::new()).await {
-            Ok(found) if found.trim().is_empty() => {}
-            Ok(_) => state.docker.get_or_insert_default().pool = Some(pool.state()),
-            Err(Error::Interrupted) => return Err(Error::Interrupted),
+        let (data, blank) = (generation(), blank_if(ctx, image, Holds::Nothing));
+        let about = Whose::of(ctx).to_json();
+        let command = match blank.as_str() {
+            "" => pool::act(&self.hash, "here", &[]),
+            blank => pool::act(&self.hash, "begin", &[&data, blank, &about]),
+        };
+        let found = pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await;
+        match found.as_deref().map(str::trim) {
+            Ok("") => Ok(None),
+            Ok(found) => {
+                state.docker.get_or_insert_default().pool = Some(pool.state());
+                Ok((found == data).then_some(blank))
+            }
+            Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 let what = "data of an earlier time is not looked for in the pool";
                 ctx.report.warn(format!("{what}: {error}"));
+                Ok(None)
             }
         }
-        Ok(())
+    }
+
+    /// Removes an environment that could not begin with this empty cluster, and that.
+    pub(super) async fn unbegin(
+        &self,
+        ctx: &Context,
+        state: &mut State,
+        image: &ServerImage,
+        blank: &str,
+    ) -> Result<(), Error> {
+        let ctx = &ctx.uninterrupted();
+        if let Some(container) = self.container().await? {
+            self.client.remove(&container.id).await?;
+        }
+        let Some(pool) = pool_of(state) else { return Ok(()) };
+        let command = pool::act(&self.hash, "unbegin", &[blank]);
+        pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await?;
+        if let Some(docker) = &mut state.docker {
+            docker.pool = None;
+        }
+        state::write(ctx, state)
     }
 
     /// Serves a clone of the image `name` in place of the current data. Where that one does not start,
@@ -221,6 +257,7 @@ impl DockerEngine {
         ctx: &Context,
         name: &str,
         keep: Option<Keep>,
+        holds: Holds,
     ) -> Result<Server, Error> {
         let mut state = state::read(ctx)?;
         let (about, clone) = (Whose::of(ctx).to_json(), generation());
@@ -232,7 +269,8 @@ impl DockerEngine {
         match keep {
             // Nobody wants the data that is in the volume.
             Some(Keep::No) => {
-                let take = ("take", &[name, clone.as_str(), &image.data, &about][..]);
+                let blank = blank_if(ctx, &image, holds);
+                let take = ("take", &[name, clone.as_str(), &image.data, &about, &blank][..]);
                 Ok(self.move_in(ctx, &mut state, &image, take, None).await?.0)
             }
             Some(Keep::Yes) | None => {
@@ -554,22 +592,28 @@ impl DockerEngine {
         state: &State,
         image: &ServerImage,
     ) -> Result<Option<Pool>, Error> {
-        if let Some(pool) = pool_of(state)
-            && pool.is_ready(&self.client).await?
-        {
-            return Ok(Some(pool));
-        }
         let known = pool_of(state);
         let name = known.as_ref().map_or(ctx.config.images.pool.as_str(), Pool::name);
-        if self.client.volume(name).await?.is_none() {
-            return Ok(None);
+        self.attached(ctx, known.as_ref(), image, name).await
+    }
+
+    /// The pool of this name, attached; `None`: there is none.
+    async fn attached(
+        &self,
+        ctx: &Context,
+        known: Option<&Pool>,
+        image: &ServerImage,
+        name: &str,
+    ) -> Result<Option<Pool>, Error> {
+        // No helper has to look for it.
+        let likely = known.cloned().unwrap_or_else(|| Pool::known(name, &Pool::mounted_of(name)));
+        if likely.is_ready(&self.client).await? {
+            return Ok(Some(likely));
         }
-        // Of other projects: no helper has to look for it.
-        let attached = Pool::known(name, &Pool::mounted_of(name));
-        if known.is_none() && attached.is_ready(&self.client).await? {
-            return Ok(Some(attached));
+        match self.client.volume(name).await? {
+            Some(_) => Pool::ensure(ctx, &self.client, image, name).await.map(Some),
+            None => Ok(None),
         }
-        Pool::ensure(ctx, &self.client, image, name).await.map(Some)
     }
 
     /// Removes the environment from the pool, and the pool with the last one; says what it was.
@@ -585,20 +629,21 @@ impl DockerEngine {
         }
         let reached = async {
             let image = image::ensure(ctx, &self.client, &self.image).await?;
-            let pool = Pool::ensure(ctx, &self.client, &image, name).await?;
-            Ok((image, pool))
+            let pool = self.attached(ctx, known, &image, name).await?;
+            Ok(pool.map(|pool| (image, pool)))
         };
         let (image, pool) = match reached.await {
             Err(error) if known.is_some() || matches!(error, Error::Interrupted) => {
                 return Err(error);
             }
-            Err(_) => return Ok(None),
-            Ok(reached) => reached,
+            Err(_) | Ok(None) => return Ok(None),
+            Ok(Some(reached)) => reached,
         };
         pool::sweep_of(&self.client, &pool, &self.hash).await?;
         let project = ctx.config.project.as_str();
+        let blanks = super::hash_of(project);
         let project = serde_json::to_string(project).expect("a string serializes");
-        let command = pool::act(&self.hash, "leave", &[&project]);
+        let command = pool::act(&self.hash, "leave", &[&project, &blanks]);
         let left = pool::act_alone(ctx, &self.client, &image, &pool, command, Vec::new()).await;
         let left = match left {
             Err(error) if known.is_none() && !matches!(error, Error::Interrupted) => {
@@ -610,6 +655,8 @@ impl DockerEngine {
         let mut left = left.split_whitespace();
         let (was, others) = (left.next(), left.next());
         if others == Some("0") {
+            // Those of runs that were killed would hold it.
+            pool::sweep(&self.client, name).await?;
             pool.remove(ctx, &self.client, &image).await?;
         }
         Ok((was == Some("yes")).then(|| format!("the data in the pool {}", pool.mounted())))
@@ -703,6 +750,17 @@ impl DockerEngine {
             }
         }
     }
+}
+
+/// What a project's empty cluster is called that this image has made, where images are made at all and a cluster is an
+/// empty one; else nothing.
+fn blank_if(ctx: &Context, image: &ServerImage, holds: Holds) -> String {
+    if holds == Holds::Something || !ctx.config.images.enabled || image.id.is_empty() {
+        return String::new();
+    }
+    let project = super::hash_of(ctx.config.project.as_str());
+    // How the cluster was asked for (`recipe_for`) is a part of it.
+    format!("{project}-{}", super::hash_of(&format!("1 {}", image.id)))
 }
 
 fn left_behind(error: &Error) -> String {

@@ -273,9 +273,25 @@ impl DockerEngine {
             }
             self.client.remove(&old.id).await?;
         }
+        let begun = self.find_in_pool(ctx, state, image).await?;
         let started = self.start_new(ctx, state, image, removed).await;
-        if started.is_err() && !was_set_up {
-            self.take_back(image).await;
+        let Err(error) = &started else { return started };
+        let is_bad = matches!(
+            error,
+            Error::Died { .. }
+                | Error::NotReady { .. }
+                | Error::DataUnusable { .. }
+                | Error::OtherMajor { .. }
+        );
+        match begun {
+            // The next run makes a cluster of its own.
+            Some(blank) if is_bad => {
+                ctx.report.note("what new environments begin with is removed");
+                self.unbegin(ctx, state, image, &blank).await?;
+            }
+            Some(_) => {}
+            None if !was_set_up => self.take_back(image).await,
+            None => {}
         }
         started
     }
@@ -287,7 +303,6 @@ impl DockerEngine {
         image: &ServerImage,
         removed: bool,
     ) -> Result<Server, Error> {
-        self.find_in_pool(ctx, state, image).await?;
         if let Some(pool) = pool_of(state)
             && !pool.is_ready(&self.client).await?
         {

@@ -407,7 +407,7 @@ pub(super) async fn sweep_of(client: &Client, pool: &Pool, hash: &str) -> Result
 }
 
 /// Removes the helpers of a pool, whoever's, that have ended and that nobody has asked about since.
-async fn sweep(client: &Client, name: &str) -> Result<(), Error> {
+pub(super) async fn sweep(client: &Client, name: &str) -> Result<(), Error> {
     for user in client.users_of(name).await? {
         let Some(found) = client.container(&user).await? else { continue };
         let now = jiff::Timestamp::now();

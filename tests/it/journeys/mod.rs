@@ -15,6 +15,7 @@ mod daemon_disks;
 mod daemon_restarts;
 mod disk_full;
 mod engines;
+mod ground;
 mod image_beside;
 mod image_faults;
 mod image_interrupts;

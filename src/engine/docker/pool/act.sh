@@ -122,9 +122,12 @@ clone() {
   mv "$2.part" "$2"
 }
 
+stopped_as_clean() {
+  LC_ALL=C pg_controldata "$1" | grep -q '^Database cluster state: *shut down$'
+}
+
 stopped_cleanly() {
-  LC_ALL=C pg_controldata "$1" | grep -q '^Database cluster state: *shut down$' \
-    || fail "the server of $1 was not stopped cleanly"
+  stopped_as_clean "$1" || fail "the server of $1 was not stopped cleanly"
 }
 
 point() {
@@ -197,6 +200,25 @@ clone_image() {
   came_from "$1" "$env/$2"
 }
 
+# keep_blank NAME FOLDER: an empty cluster that others of the project begin with. Its folder's name begins with the
+# project's hash. Without it they only take longer: whatever fails here is nobody's error.
+keep_blank() {
+  [ -n "$1" ] || return 0
+  part="$root/blank/.$1.${env##*/}"
+  rm -rf "$part"
+  [ ! -e "$root/blank/$1" ] && mkdir -p "$root/blank" && stopped_as_clean "$2" || return 0
+  cp -a --reflink=auto "$2" "$part" && rm -f "$part/postmaster.pid" "$part/postmaster.opts" "$part/seedbed.from" \
+    && { sync -f "$part" 2>/dev/null || sync; } && lock_blank -x \
+    && rm -rf "$root/blank/${1%%-*}"-* && mv -T "$part" "$root/blank/$1"
+  rm -rf "$part"
+}
+
+# lock_blank -s: none goes; -x: they change. Nobody waits for it.
+lock_blank() {
+  exec 9>"$root/blank/.lock"
+  flock -n "$1" 9
+}
+
 # about JSON: whose environment it is, for people.
 about() {
   [ "$(cat "$env/about.json" 2>/dev/null || true)" = "$1" ] || printf '%s\n' "$1" >"$env/about.json"
@@ -244,7 +266,7 @@ spare=131072
 
 case "$act" in
   # Where there is none yet, these find nothing.
-  probe | adopt | take | here | leave | list | sharers | facts | kept) ;;
+  probe | adopt | take | here | begin | leave | list | sharers | facts | kept) ;;
   *) in_pool ;;
 esac
 case "$act" in
@@ -296,8 +318,8 @@ case "$act" in
     mv -T "$part" "$image"
     rm -rf "$frozen"/.gone.*
     ;;
-  # adopt GENERATION FOLDER ABOUT [KILOBYTES]: data from elsewhere becomes the environment's, where so much more
-  # has room.
+  # adopt GENERATION FOLDER ABOUT [KILOBYTES [BLANK]]: data from elsewhere becomes the environment's, where so much
+  # more has room.
   adopt)
     in_pool
     lock_env
@@ -309,6 +331,7 @@ case "$act" in
     cp -a "$2" "$env/$1.part"
     mv "$env/$1.part" "$env/$1"
     about "$3"
+    (keep_blank "${5:-}" "$env/$1") || true
     # The volume that it came from is removed next.
     sync
     # Of a move that failed before.
@@ -316,8 +339,8 @@ case "$act" in
     point current "$1"
     sweep_generations
     ;;
-  # take NAME GENERATION FOLDER ABOUT: an environment whose data lies elsewhere, and is not wanted any more,
-  # becomes a clone of an image.
+  # take NAME GENERATION FOLDER ABOUT [BLANK]: an environment whose data lies elsewhere, and is not wanted any
+  # more, becomes a clone of an image.
   take)
     in_pool
     lock_env
@@ -326,6 +349,7 @@ case "$act" in
     clone_image "$1" "$2"
     carry_settings "$3" "$env/$2"
     about "$4"
+    (keep_blank "${5:-}" "$3") || true
     # The volume with the old data is removed next.
     sync
     # Of a move that failed before.
@@ -384,6 +408,26 @@ case "$act" in
     ;;
   # here: whether the environment has data in the pool; prints the folder's name.
   here) readlink "$env/current" || true ;;
+  # begin GENERATION BLANK ABOUT: the same; where it has none, and the project has an empty cluster there, it begins
+  # with a clone of that, and its name is printed.
+  begin)
+    if [ ! -L "$env/current" ] && [ -f "$root/blank/$2/PG_VERSION" ] && (room "$spare") 2>/dev/null; then
+      lock_env
+      chmod 711 "$env"
+      if (lock_blank -s && [ -f "$root/blank/$2/PG_VERSION" ] && clone "$root/blank/$2" "$env/$1"); then
+        about "$3"
+        point current "$1"
+      fi
+      [ ! -L "$env/current" ] || sweep_generations
+    fi
+    readlink "$env/current" || true
+    ;;
+  # unbegin BLANK: an environment that could not begin with it is gone, and so is that.
+  unbegin)
+    lock_env
+    rm -rf "$env"
+    ! lock_blank -x || rm -rf "$root/blank/$1"
+    ;;
   # probe: whether copies share blocks here.
   probe)
     # Each container counts its processes from 1.
@@ -426,9 +470,9 @@ case "$act" in
     done
     rm -rf "$frozen"/.gone.*
     ;;
-  # leave PROJECT: removes the environment, and with the last one of its project the images of that, but for
-  # those that others' data came from. PROJECT is a JSON string. Prints whether it was there, and how many others
-  # there are.
+  # leave PROJECT BLANKS: removes the environment, and with the last one of its project the empty clusters of that and
+  # its images, but for those that others' data came from. PROJECT is a JSON string, BLANKS what the names of those
+  # clusters begin with. Prints whether it was there, and how many others there are.
   leave)
     was=no
     if [ -d "$env" ]; then
@@ -438,6 +482,12 @@ case "$act" in
     fi
     # Of an image that it was taking.
     rm -rf "$root/images"/.*."${env##*/}" "$root/images/.gone.${env##*/}".*
+    rm -rf "$root/blank"/.*."${env##*/}"
+    if [ -d "$root/blank" ] && ! grep -qsF "\"project\":$1," "$root/envs"/*/about.json; then
+      # Somebody may begin just now, and be the next to leave.
+      ! lock_blank -x || rm -rf "$root/blank/$2"-*
+      exec 9>&-
+    fi
     if [ -d "$frozen" ] && ! grep -qsF "\"project\":$1," "$root/envs"/*/about.json; then
       lock_images -x
       for found in $(grep -lsF "\"project\":$1," "$frozen"/*/image.json); do
