@@ -61,13 +61,17 @@ pub(crate) async fn build(
         if !is_alone(ctx, site, &image::roles(&second.session).await?).await? {
             return Ok(None);
         }
+        // Of another time, when the live one was too small for it.
+        if let Some(built) = frozen::from_nearest_image(ctx, second, Rows::of(source), wish).await?
+        {
+            return Ok(Some(built));
+        }
         frozen::move_in_first(ctx, second, source, wish).await?;
         let scratch = build::begin(ctx, second, source).await?;
-        let scratch = frozen::freeze_ground(ctx, second, source, wish, scratch).await?;
-        let built = build::finish(ctx, second, source, wish, scratch).await;
-        match built {
+        let (scratch, ground) = frozen::freeze_ground(ctx, second, source, wish, scratch).await?;
+        match build::finish(ctx, second, source, wish, scratch).await {
             Ok(built) => Ok(Some(built)),
-            Err(error) => Err(frozen::make_way(ctx, second, Rows::of(source), error).await),
+            Err(error) => Err(frozen::make_way(ctx, second, ground.as_deref(), error).await),
         }
     })
     .await
@@ -106,7 +110,7 @@ async fn frozen_beside(
     let wish = &Wish { keep: Keep::No, ..wish.clone() };
     let work = async |ctx: &Context, engine: &Engine, server: &Server| {
         let session = connect::session(&server.admin).await?;
-        let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files);
+        let mut site = Site::on_scratch(engine.clone(), server.clone(), session, files).await?;
         let Some(built) = make(ctx, &mut site, wish).await? else { return Ok(None) };
         let (built, frozen) = frozen::freeze_or_give_up(ctx, &site, built, wish).await?;
         let Built { scratch, migrated, schema_version } = built;

@@ -356,11 +356,12 @@ const STALE: &str = "with recursive changed as (
         select t.oid from pg_catalog.pg_class t
         join pg_catalog.pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
         where t.relkind in ('r', 'm', 'p') and t.reltuples > 0 and coalesce(a.attstattarget, -1) <> 0
+          and a.attgenerated <> 'v'
           and not exists (select from pg_catalog.pg_statistic s
                           where s.starelid = a.attrelid and s.staattnum = a.attnum)
         union
         select i.indrelid from pg_catalog.pg_index i
-        join pg_catalog.pg_class t on t.oid = i.indrelid and t.reltuples > 0
+        join pg_catalog.pg_class t on t.oid = i.indrelid and t.reltuples > 0 and t.relkind <> 'p'
         where i.indexprs is not null
           and not exists (select from pg_catalog.pg_statistic s where s.starelid = i.indexrelid)
         union

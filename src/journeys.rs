@@ -627,11 +627,12 @@ async fn take_or_build(
                     (source, scratch)
                 }
             };
-            let scratch = frozen::freeze_ground(ctx, site, &source, wish, scratch).await?;
+            let (scratch, ground) =
+                frozen::freeze_ground(ctx, site, &source, wish, scratch).await?;
             let built = match finish(ctx, site, &source, wish, scratch).await {
                 Ok(built) => built,
                 Err(error) => {
-                    return Err(frozen::make_way(ctx, site, Rows::of(&source), error).await);
+                    return Err(frozen::make_way(ctx, site, ground.as_deref(), error).await);
                 }
             };
             frozen::freeze_or_give_up(ctx, site, built, wish).await.map(Taken::built)

@@ -25,8 +25,8 @@ pub(crate) struct Site {
     pub session: Session,
     pub scripts: Scripts,
     pub accounts: users::Plan,
-    /// The server had roles before the files made any.
-    pub had_roles: bool,
+    /// That were there before the files made any.
+    pub former_roles: Vec<String>,
     /// The store's snapshots, if the guard had to know them.
     listing: Option<find::Listing>,
     /// `None`: whoever works here holds it.
@@ -35,15 +35,16 @@ pub(crate) struct Site {
 
 impl Site {
     /// On a scratch server, where nobody else works.
-    pub(crate) fn on_scratch(
+    pub(crate) async fn on_scratch(
         engine: Engine,
         server: Server,
         session: Session,
         files: Files,
-    ) -> Self {
+    ) -> Result<Self, Error> {
+        let former_roles = image::roles(&session).await?;
         let Files { accounts, scripts } = files;
-        let had_roles = true;
-        Self { engine, server, session, scripts, accounts, had_roles, listing: None, _lock: None }
+        let (listing, lock) = (None, None);
+        Ok(Self { engine, server, session, scripts, accounts, former_roles, listing, _lock: lock })
     }
 
     /// Who owns the database and runs the scripts.
@@ -136,9 +137,10 @@ pub(crate) async fn enter(
     database::recover(ctx, &server, name).await?;
     lend::sweep(ctx, &session, &database::list(&session).await?, name).await;
     frozen::give_what_is_left(ctx, &server, &session).await?;
-    let had_roles = !image::roles(&session).await?.is_empty();
+    let former_roles = image::roles(&session).await?;
     let Files { accounts, scripts } = files;
-    Ok(Site { engine, server, session, scripts, accounts, had_roles, listing, _lock: Some(lock) })
+    let _lock = Some(lock);
+    Ok(Site { engine, server, session, scripts, accounts, former_roles, listing, _lock })
 }
 
 /// Roles as the files say, and the account that owns the database, whether the files make it or not.

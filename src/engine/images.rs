@@ -438,6 +438,19 @@ impl Engine {
         }
     }
 
+    /// Bytes that are free where clones share blocks.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub async fn free_bytes(&self, ctx: &Context) -> Result<u64, Error> {
+        match self {
+            Self::Docker(engine) => engine.free_bytes(ctx).await,
+            Self::Native(engine) => engine.free_bytes(),
+            Self::Embedded(engine) => engine.native(ctx).free_bytes(),
+            Self::External(_) => Err(external()),
+        }
+    }
+
     /// Whether freezing makes the environment's data move first, which takes a copy of it.
     ///
     /// # Errors

@@ -42,6 +42,9 @@ pub(crate) struct DockerState {
     /// Where its data lies in a pool, and no longer in the volume.
     #[serde(default)]
     pub pool: Option<PoolState>,
+    /// The empty cluster of the pool that it is a clone of, until its first start has reached the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_with: Option<String>,
     /// Why there was none when one was tried last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_pool: Option<String>,

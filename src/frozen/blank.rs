@@ -24,7 +24,7 @@ pub(super) async fn empty(ctx: &Context, site: &Site) -> Result<Holds, Error> {
     let is_empty = ctx.config.images.enabled
         && site.engine.moves_to_freeze(ctx)?
         // Those would be somebody's, or what its image makes.
-        && !site.had_roles
+        && site.former_roles.is_empty()
         && is_young(&site.server.system_identifier)
         && image::other_database(&site.session, "", &[], "").await?.is_none()
         && image::other_object(&site.session, None).await?.is_none()

@@ -19,7 +19,8 @@ use crate::snapshot::history;
 use crate::source::{Source, Wish};
 
 /// Freezes a scratch database that has its rows, where no database is live that would be frozen with it and
-/// scripts are to run on it. Gives back the scratch database to go on with. What cannot be frozen costs only time.
+/// scripts are to run on it. Gives back the scratch database to go on with, and the image that was made. What cannot
+/// be frozen costs only time.
 ///
 /// # Errors
 /// What happened to the server; the scratch database is dropped then.
@@ -29,10 +30,10 @@ pub(crate) async fn freeze_ground(
     source: &Source,
     wish: &Wish,
     scratch: Scratch,
-) -> Result<Scratch, Error> {
+) -> Result<(Scratch, Option<String>), Error> {
     match ctx.until_cancelled(is_worth_it(ctx, site, source, wish, &scratch)).await {
         Ok(Some(what)) => freeze(ctx, site, scratch, what).await,
-        Ok(None) => Ok(scratch),
+        Ok(None) => Ok((scratch, None)),
         Err(error) => Err(given_up(ctx, scratch, error).await),
     }
 }
@@ -62,11 +63,14 @@ async fn is_worth_it(
         || database::find(&site.session, scratch.final_name()).await?.is_some()
         // It would be copied for this alone.
         || site.engine.moves_to_freeze(ctx)?
+        || has_other_roles(site)
     {
         return Ok(None);
     }
     let applied = migrate::applied(ctx, &connect::owner(ctx, &site.server, scratch.name())).await?;
     if !some_run(&site.scripts, &applied)
+        // Scripts that write all rows anew have the room that they would have without it.
+        || site.engine.free_bytes(ctx).await? < bytes.saturating_mul(2)
         || why_no_image(ctx, site, scratch).await?.is_some()
         // One that was not to be had: what a script has left on this server since is not in it.
         || image::find(ctx, &site.engine, &fingerprint).await?.is_some()
@@ -75,6 +79,13 @@ async fn is_worth_it(
     }
     let schema_version = history::current_version(&manifest.history);
     Ok(Some(Ground { fingerprint, applied, schema_version }))
+}
+
+/// Whether roles were here that neither the files nor the configuration make: one that a script made which failed
+/// later would be in the way of the next.
+fn has_other_roles(site: &Site) -> bool {
+    let made = site.accounts.roles();
+    !site.former_roles.iter().all(|role| *role == site.accounts.owner || made.contains(role))
 }
 
 /// Whether a build runs something on these.
@@ -97,7 +108,7 @@ async fn freeze(
     site: &mut Site,
     mut scratch: Scratch,
     what: Ground,
-) -> Result<Scratch, Error> {
+) -> Result<(Scratch, Option<String>), Error> {
     let Ground { fingerprint, applied, schema_version } = what;
     let marker = scratch.marker().clone();
     scratch.set_fingerprint(&fingerprint);
@@ -112,29 +123,37 @@ async fn freeze(
     };
     // Its server is stopped with it. Killed from here on, the next run finds a scratch database, and drops it.
     let name = scratch.name().to_owned();
-    drop(scratch);
+    scratch.release().await;
     let frozen = freeze_closed(ctx, site, &name, schema_version, inside).await?;
     let scratch = Scratch::again(&site.server, &name, marker).await?;
     if let Err(asked) = ctx.check_cancelled() {
         return Err(given_up(ctx, scratch, asked).await);
     }
-    match frozen {
-        Attempt::Done => prune(ctx, site).await,
-        Attempt::NotTried => {}
+    let made = match frozen {
+        Attempt::Done => {
+            prune(ctx, site).await;
+            Some(fingerprint)
+        }
+        Attempt::NotTried => None,
         Attempt::Failed(error) => {
             ctx.report.warn(format!("the rows alone are not frozen: {error}"));
+            None
         }
-    }
-    Ok(scratch)
+    };
+    Ok((scratch, made))
 }
 
 /// Removes the frozen rows where what was built on them had no room: they hold on to all that scripts write anew. The
 /// next run loads them again.
-pub(crate) async fn make_way(ctx: &Context, site: &Site, rows: Rows<'_>, error: Error) -> Error {
+pub(crate) async fn make_way(
+    ctx: &Context,
+    site: &Site,
+    ground: Option<&str>,
+    error: Error,
+) -> Error {
     if error.is_about_space()
-        && let Ok(Some(fingerprint)) = ground(ctx, site, rows)
-        && let Ok(Some(_)) = image::find(ctx, &site.engine, &fingerprint).await
-        && site.engine.drop_images(ctx, &[&fingerprint]).await.is_ok()
+        && let Some(ground) = ground
+        && site.engine.drop_images(ctx, &[ground]).await.is_ok()
     {
         ctx.report.note("removed the frozen rows to make room: the next run loads them again");
     }

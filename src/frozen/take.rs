@@ -129,7 +129,10 @@ pub(crate) async fn from_nearest_image(
         or_given_up(ctx, scratch, async |scratch| run_all(ctx, site, rows, wish, scratch).await);
     match built.await {
         Ok(built) => Ok(Some(built)),
-        Err(error) => Err(make_way(ctx, site, rows, error).await),
+        Err(error) => {
+            let ground = &nearest.found.fingerprint;
+            Err(make_way(ctx, site, Some(ground), error).await)
+        }
     }
 }
 

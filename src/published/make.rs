@@ -86,7 +86,7 @@ pub async fn make(ctx: &Context, id: Option<&str>) -> Result<Made, error::Error>
         Purpose { home: Home::Folder("image"), verb: VERB, major: manifest.server.major() };
     let image = scratch_server::with(ctx, purpose, async |ctx, engine, server| {
         let session = connect::session(&server.admin).await?;
-        let site = Site::on_scratch(engine.clone(), server.clone(), session, files);
+        let site = Site::on_scratch(engine.clone(), server.clone(), session, files).await?;
         build_and_store(ctx, &store, site, manifest).await
     });
     let image = image.await?;

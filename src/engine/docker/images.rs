@@ -190,22 +190,20 @@ impl DockerEngine {
     }
 
     /// Where no volume is ours the data may lie in the pool still, since the state file was lost. Where it does not, and
-    /// others of the project have been there, it begins there with a clone of an empty cluster: of which one is in
-    /// the answer.
+    /// others of the project have been there, it begins there with a clone of an empty cluster.
     pub(super) async fn find_in_pool(
         &self,
         ctx: &Context,
         state: &mut State,
         image: &ServerImage,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<(), Error> {
         let known = state.docker.as_ref().is_some_and(|known| known.provisioned);
         if known || pool_of(state).is_some() || self.client.volume(&self.name).await?.is_some() {
-            return Ok(None);
+            return Ok(());
         }
         // A pool that cannot be had is not in the way of a project that may never have been in it.
         let Ok(Some(pool)) = self.pool(ctx, state, image).await else {
-            ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
-            return Ok(None);
+            return ctx.check_cancelled().map_err(|_| Error::Interrupted);
         };
         let (data, blank) = (generation(), blank_if(ctx, image, Holds::Nothing));
         let about = Whose::of(ctx).to_json();
@@ -215,16 +213,18 @@ impl DockerEngine {
         };
         let found = pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await;
         match found.as_deref().map(str::trim) {
-            Ok("") => Ok(None),
+            Ok("") => Ok(()),
             Ok(found) => {
-                state.docker.get_or_insert_default().pool = Some(pool.state());
-                Ok((found == data).then_some(blank))
+                let docker = state.docker.get_or_insert_default();
+                docker.pool = Some(pool.state());
+                docker.begun_with = (found == data).then_some(blank);
+                Ok(())
             }
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {
                 let what = "data of an earlier time is not looked for in the pool";
                 ctx.report.warn(format!("{what}: {error}"));
-                Ok(None)
+                Ok(())
             }
         }
     }
@@ -246,6 +246,7 @@ impl DockerEngine {
         pool::act_alone(ctx, &self.client, image, &pool, command, Vec::new()).await?;
         if let Some(docker) = &mut state.docker {
             docker.pool = None;
+            docker.begun_with = None;
         }
         state::write(ctx, state)
     }
@@ -481,6 +482,14 @@ impl DockerEngine {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// What is free in the pool, as far as the disk below it has it.
+    pub(in crate::engine) async fn free_bytes(&self, ctx: &Context) -> Result<u64, Error> {
+        let state = state::read(ctx)?;
+        let image = image::ensure(ctx, &self.client, &self.image).await?;
+        let free = self.act(ctx, &state, &image, "free", &[]).await?;
+        Ok(free.trim().parse::<u64>().unwrap_or_default() * 1024)
     }
 
     /// Whether the environment's data has to be copied before it can be frozen.

@@ -273,7 +273,8 @@ impl DockerEngine {
             }
             self.client.remove(&old.id).await?;
         }
-        let begun = self.find_in_pool(ctx, state, image).await?;
+        self.find_in_pool(ctx, state, image).await?;
+        let begun_with = state.docker.as_ref().and_then(|docker| docker.begun_with.clone());
         let started = self.start_new(ctx, state, image, removed).await;
         let Err(error) = &started else { return started };
         let is_bad = matches!(
@@ -283,11 +284,13 @@ impl DockerEngine {
                 | Error::DataUnusable { .. }
                 | Error::OtherMajor { .. }
         );
-        match begun {
-            // The next run makes a cluster of its own.
+        match begun_with {
             Some(blank) if is_bad => {
-                ctx.report.note("what new environments begin with is removed");
-                self.unbegin(ctx, state, image, &blank).await?;
+                // The next run makes a cluster of its own.
+                match self.unbegin(ctx, state, image, &blank).await {
+                    Ok(()) => ctx.report.note("what new environments begin with is removed"),
+                    Err(left) => ctx.report.warn(format!("what could not start stays: {left}")),
+                }
             }
             Some(_) => {}
             None if !was_set_up => self.take_back(image).await,
@@ -335,6 +338,7 @@ impl DockerEngine {
         }
         if let Some(docker) = &mut state.docker {
             docker.provisioned = true;
+            docker.begun_with = None;
         }
         state.kind = Some(ServerKind::Docker);
         state::write(ctx, state)?;

@@ -252,13 +252,15 @@ impl NativeEngine {
         dir.and_then(|dir| dir.sync_all()).map_err(Error::file("write", &self.images_dir))
     }
 
+    pub(in crate::engine) fn free_bytes(&self) -> Result<u64, Error> {
+        let (free, _) = room_in(&self.data())?;
+        Ok(u64::try_from(free).unwrap_or(u64::MAX))
+    }
+
     /// Refuses what would not fit before gigabytes of it are written.
     fn has_room_for(&self, incoming: &Incoming) -> Result<(), Error> {
         let dir = &self.images_dir;
-        let read = Error::file("look at the room in", dir);
-        let found = nix::sys::statvfs::statvfs(dir.as_std_path()).map_err(|e| read(e.into()))?;
-        let unit = u128::from(found.fragment_size());
-        let free = u128::from(found.blocks_available()) * unit;
+        let (free, unit) = room_in(dir)?;
         // A file takes whole blocks.
         let blocks: u128 =
             incoming.files.iter().map(|(_, size)| u128::from(*size).div_ceil(unit.max(1))).sum();
@@ -545,6 +547,14 @@ impl NativeEngine {
         }
         Ok(())
     }
+}
+
+/// Bytes that are free where a folder is, and those of a block.
+fn room_in(dir: &Utf8Path) -> Result<(u128, u128), Error> {
+    let read = Error::file("look at the room in", dir);
+    let found = nix::sys::statvfs::statvfs(dir.as_std_path()).map_err(|e| read(e.into()))?;
+    let unit = u128::from(found.fragment_size());
+    Ok((u128::from(found.blocks_available()) * unit, unit))
 }
 
 /// Sees to it that what was written below `dir` is on the disk. A clone of it waits for the same writes:

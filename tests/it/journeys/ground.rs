@@ -162,7 +162,7 @@ async fn native_freezes_newer_rows_alone_beside_the_live_database() {
 fn blanks(project: &Project) -> usize {
     let folder = project.sandbox.project();
     let ls = format!(
-        "docker exec $(docker ps -q --filter label=seedbed.path={folder} | head -n 1) ls /seedbed/blank 2>/dev/null || true"
+        "docker exec $(docker ps -q --filter label=seedbed.path={folder} | head -n 1) sh -c 'ls -d /seedbed/blank/*/ 2>/dev/null' || true"
     );
     shell(&ls).lines().count()
 }
@@ -230,4 +230,35 @@ async fn a_new_branch_begins_in_the_pool_with_an_empty_cluster() {
     assert_eq!(blanks(&neighbour), 1);
     neighbour.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(of_pool(&pool), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_a_failed_run_has_left_is_not_frozen_with_the_rows() {
+    let Some(project) = native_with_reflinks().await else { return };
+    let role = unique("left_behind");
+    project.sandbox.write("sql/V2__purchases.sql", format!("{SECOND} create role {role};"));
+    project.sandbox.write("sql/V3__fails.sql", "select 1 / 0;");
+    let path = project.sandbox.project().join("users/accounts.sql");
+    let accounts = fs_err::read_to_string(&path).expect("is there");
+    let accounts =
+        accounts.replace("CREATE USER ${owner} WITH", "CREATE USER ${owner} WITH CREATEROLE");
+    project.sandbox.write("users/accounts.sql", &accounts);
+    let grounds = || {
+        let list = project.run(&["images", "list", "--json"]).succeeds().json();
+        let images = list["images"].as_array().expect("a list").clone();
+        images.into_iter().filter(|image| image["is_ground"] == true).collect::<Vec<_>>()
+    };
+    let up = project.run(&["up"]).exits(6);
+    assert!(up.stderr.contains("V3__fails.sql"), "{}", up.stderr);
+    let [ground] = &grounds()[..] else { panic!("the rows alone") };
+    assert!(!ground["roles"].to_string().contains(&role), "{ground}");
+
+    // Other accounts are another build, on the server where the role is still.
+    let other = unique("other");
+    project
+        .sandbox
+        .write("users/accounts.sql", format!("{accounts}create role {other} nologin;\n"));
+    let up = project.run(&["up"]).exits(6);
+    assert!(up.stderr.contains(LOADED) && up.stderr.contains("already exists"), "{}", up.stderr);
+    assert_eq!(grounds().len(), 1);
 }

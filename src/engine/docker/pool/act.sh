@@ -200,17 +200,25 @@ clone_image() {
   came_from "$1" "$env/$2"
 }
 
-# keep_blank NAME FOLDER: an empty cluster that others of the project begin with. Its folder's name begins with the
-# project's hash. Without it they only take longer: whatever fails here is nobody's error.
+# keep_blank NAME FOLDER KILOBYTES: an empty cluster that others of the project begin with, where so much has room.
+# Its name begins with the project's hash. Without it they only take longer: whatever fails here is nobody's error.
 keep_blank() {
   [ -n "$1" ] || return 0
   part="$root/blank/.$1.${env##*/}"
   rm -rf "$part"
-  [ ! -e "$root/blank/$1" ] && mkdir -p "$root/blank" && stopped_as_clean "$2" || return 0
+  [ ! -f "$root/blank/$1/PG_VERSION" ] && mkdir -p "$root/blank" && stopped_as_clean "$2" || return 0
   cp -a --reflink=auto "$2" "$part" && rm -f "$part/postmaster.pid" "$part/postmaster.opts" "$part/seedbed.from" \
-    && { sync -f "$part" 2>/dev/null || sync; } && lock_blank -x \
-    && rm -rf "$root/blank/${1%%-*}"-* && mv -T "$part" "$root/blank/$1"
+    && { sync -f "$part" 2>/dev/null || sync; } && lock_blank -x && drop_blanks "${1%%-*}" \
+    && printf '%s\n' "$3" >"$root/blank/$1.room" && mv -T "$part" "$root/blank/$1"
   rm -rf "$part"
+}
+
+# drop_blanks BEGINNING: of all names. Half of one is never found.
+drop_blanks() {
+  for found in "$root/blank/$1"*; do
+    [ ! -e "$found" ] || mv -T "$found" "$root/blank/.gone.${found##*/}.${env##*/}"
+  done
+  rm -rf "$root/blank"/.gone.*."${env##*/}"
 }
 
 # lock_blank -s: none goes; -x: they change. Nobody waits for it.
@@ -331,7 +339,7 @@ case "$act" in
     cp -a "$2" "$env/$1.part"
     mv "$env/$1.part" "$env/$1"
     about "$3"
-    (keep_blank "${5:-}" "$env/$1") || true
+    (keep_blank "${5:-}" "$env/$1" "${4:-0}") || true
     # The volume that it came from is removed next.
     sync
     # Of a move that failed before.
@@ -349,7 +357,7 @@ case "$act" in
     clone_image "$1" "$2"
     carry_settings "$3" "$env/$2"
     about "$4"
-    (keep_blank "${5:-}" "$3") || true
+    (keep_blank "${5:-}" "$3" "$(($(du -sk "$env/$2" | cut -f 1) * 3))") || true
     # The volume with the old data is removed next.
     sync
     # Of a move that failed before.
@@ -393,6 +401,11 @@ case "$act" in
     rm -f "$env/previous"
     sweep_generations
     ;;
+  # free: kilobytes in the pool, as far as the disk below it has them.
+  free)
+    (ballast) || true
+    free_in "$root"
+    ;;
   # facts NAME: of one image; nothing where there is none.
   facts) cat "$frozen/$1/image.json" 2>/dev/null || true ;;
   # kept: what can be brought back; nothing where there is nothing.
@@ -411,7 +424,9 @@ case "$act" in
   # begin GENERATION BLANK ABOUT: the same; where it has none, and the project has an empty cluster there, it begins
   # with a clone of that, and its name is printed.
   begin)
-    if [ ! -L "$env/current" ] && [ -f "$root/blank/$2/PG_VERSION" ] && (room "$spare") 2>/dev/null; then
+    # Where what it is for has no room, it begins elsewhere.
+    needed=$(cat "$root/blank/$2.room" 2>/dev/null || true)
+    if [ ! -L "$env/current" ] && [ -n "$needed" ] && (room "$((needed + spare))") 2>/dev/null; then
       lock_env
       chmod 711 "$env"
       if (lock_blank -s && [ -f "$root/blank/$2/PG_VERSION" ] && clone "$root/blank/$2" "$env/$1"); then
@@ -426,7 +441,7 @@ case "$act" in
   unbegin)
     lock_env
     rm -rf "$env"
-    ! lock_blank -x || rm -rf "$root/blank/$1"
+    ! lock_blank -x || drop_blanks "$1"
     ;;
   # probe: whether copies share blocks here.
   probe)
@@ -485,7 +500,7 @@ case "$act" in
     rm -rf "$root/blank"/.*."${env##*/}"
     if [ -d "$root/blank" ] && ! grep -qsF "\"project\":$1," "$root/envs"/*/about.json; then
       # Somebody may begin just now, and be the next to leave.
-      ! lock_blank -x || rm -rf "$root/blank/$2"-*
+      ! lock_blank -x || drop_blanks "$2-"
       exec 9>&-
     fi
     if [ -d "$frozen" ] && ! grep -qsF "\"project\":$1," "$root/envs"/*/about.json; then
