@@ -629,13 +629,14 @@ async fn take_or_build(
             };
             let (scratch, ground) =
                 frozen::freeze_ground(ctx, site, &source, wish, scratch).await?;
-            let built = match finish(ctx, site, &source, wish, scratch).await {
-                Ok(built) => built,
-                Err(error) => {
-                    return Err(frozen::make_way(ctx, site, ground.as_deref(), error).await);
-                }
+            let built = async {
+                let built = finish(ctx, site, &source, wish, scratch).await?;
+                frozen::freeze_or_give_up(ctx, site, built, wish).await
             };
-            frozen::freeze_or_give_up(ctx, site, built, wish).await.map(Taken::built)
+            match built.await {
+                Ok(built) => Ok(Taken::built(built)),
+                Err(error) => Err(frozen::make_way(ctx, site, ground.as_deref(), error).await),
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::build::given_up;
 use crate::connect;
 use crate::context::Context;
 use crate::database::{self, Applied, Scratch};
-use crate::engine::Keep;
+use crate::engine::{self, Keep};
 use crate::error::Error;
 use crate::fingerprint::{Rows, ground};
 use crate::image;
@@ -69,8 +69,7 @@ async fn is_worth_it(
     }
     let applied = migrate::applied(ctx, &connect::owner(ctx, &site.server, scratch.name())).await?;
     if !some_run(&site.scripts, &applied)
-        // Scripts that write all rows anew have the room that they would have without it.
-        || site.engine.free_bytes(ctx).await? < bytes.saturating_mul(2)
+        || !has_room(ctx, site, bytes).await?
         || why_no_image(ctx, site, scratch).await?.is_some()
         // One that was not to be had: what a script has left on this server since is not in it.
         || image::find(ctx, &site.engine, &fingerprint).await?.is_some()
@@ -81,11 +80,23 @@ async fn is_worth_it(
     Ok(Some(Ground { fingerprint, applied, schema_version }))
 }
 
+/// Whether scripts that write all rows anew have the room that they would have without what is frozen.
+async fn has_room(ctx: &Context, site: &Site, bytes: u64) -> Result<bool, Error> {
+    match site.engine.free_bytes(ctx).await {
+        Ok(free) => Ok(free >= bytes.saturating_mul(2)),
+        Err(engine::Error::Interrupted) => Err(Error::Interrupted),
+        Err(error) => {
+            ctx.report.detail(format!("the rows alone are not frozen: {error}"));
+            Ok(false)
+        }
+    }
+}
+
 /// Whether roles were here that neither the files nor the configuration make: one that a script made which failed
 /// later would be in the way of the next.
 fn has_other_roles(site: &Site) -> bool {
-    let made = site.accounts.roles();
-    !site.former_roles.iter().all(|role| *role == site.accounts.owner || made.contains(role))
+    let is_made = |role: &String| *role == site.accounts.owner || site.accounts.creates(role);
+    !site.former_roles.iter().all(is_made)
 }
 
 /// Whether a build runs something on these.

@@ -218,7 +218,7 @@ impl DockerEngine {
                 let docker = state.docker.get_or_insert_default();
                 docker.pool = Some(pool.state());
                 docker.begun_with = (found == data).then_some(blank);
-                Ok(())
+                state::write(ctx, state)
             }
             Err(Error::Interrupted) => Err(Error::Interrupted),
             Err(error) => {

@@ -274,9 +274,9 @@ impl DockerEngine {
             self.client.remove(&old.id).await?;
         }
         self.find_in_pool(ctx, state, image).await?;
-        let begun_with = state.docker.as_ref().and_then(|docker| docker.begun_with.clone());
         let started = self.start_new(ctx, state, image, removed).await;
         let Err(error) = &started else { return started };
+        let begun_with = state.docker.as_ref().and_then(|docker| docker.begun_with.clone());
         let is_bad = matches!(
             error,
             Error::Died { .. }

@@ -133,14 +133,15 @@ async fn docker_killed_inside_an_act_the_old_or_the_new_database_is_served() {
         }
         assert!(count >= 2, "{args:?}: {count}");
     }
-    freezes(&project, &used).await;
+    freezes(&project, &used, &pool).await;
     assert_eq!(project.contents().await, used);
     project.run(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(of_pool(&pool), "");
 }
 
-/// What is live is frozen: as a point, which is then the old or the new one, and as an image.
-async fn freezes(project: &Project, used: &str) {
+/// What is live is frozen, as a point, which is then the old or the new one; and what a second server has made, as an
+/// image.
+async fn freezes(project: &Project, used: &str, pool: &str) {
     let mut count = 0;
     for turn in turns() {
         project.sql(&format!("update shop.item set cents = {}", turn + 1)).await;
@@ -169,16 +170,14 @@ async fn freezes(project: &Project, used: &str) {
 
     count = 0;
     let script = project.sandbox.project().join("sql/V3__notes.sql");
-    for turn in turns() {
+    for turn in few_turns() {
         let text = format!("create table shop.note (body text default '{turn}');");
         fs_err::write(&script, text).expect("it is ours");
-        arm(project, turn);
-        let run = project.run(&["reset"]);
-        let was_killed = was_killed(project);
+        let (run, was_killed) = cut_off(project, &["reset"], turn, project, pool);
         let at = format!("program {turn} of a freeze: {:?}", run.code);
-        harness::say(&format!("killed at {at}"));
         project.run(&["up"]).succeeds();
-        assert_eq!(project.text("select count(*) from shop.purchase").await, "10", "{at}");
+        let found = project.text("select count(*) from shop.purchase").await;
+        assert!(found == "10" || (found == "0" && run.code != Some(0)), "{at}: {found}");
         fs_err::remove_file(&script).expect("is there");
         project.run(&["reset"]).succeeds();
         project.run(&["branch", "restore", "point"]).succeeds();

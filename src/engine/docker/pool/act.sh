@@ -206,7 +206,8 @@ keep_blank() {
   [ -n "$1" ] || return 0
   part="$root/blank/.$1.${env##*/}"
   rm -rf "$part"
-  [ ! -f "$root/blank/$1/PG_VERSION" ] && mkdir -p "$root/blank" && stopped_as_clean "$2" || return 0
+  [ ! -f "$root/blank/$1/PG_VERSION" ] || [ ! -s "$root/blank/$1.room" ] || return 0
+  mkdir -p "$root/blank" && stopped_as_clean "$2" || return 0
   cp -a --reflink=auto "$2" "$part" && rm -f "$part/postmaster.pid" "$part/postmaster.opts" "$part/seedbed.from" \
     && { sync -f "$part" 2>/dev/null || sync; } && lock_blank -x && drop_blanks "${1%%-*}" \
     && printf '%s\n' "$3" >"$root/blank/$1.room" && mv -T "$part" "$root/blank/$1"
@@ -215,6 +216,7 @@ keep_blank() {
 
 # drop_blanks BEGINNING: of all names. Half of one is never found.
 drop_blanks() {
+  rm -rf "$root/blank"/.gone.*."${env##*/}"
   for found in "$root/blank/$1"*; do
     [ ! -e "$found" ] || mv -T "$found" "$root/blank/.gone.${found##*/}.${env##*/}"
   done
@@ -274,7 +276,7 @@ spare=131072
 
 case "$act" in
   # Where there is none yet, these find nothing.
-  probe | adopt | take | here | begin | leave | list | sharers | facts | kept) ;;
+  probe | adopt | take | here | begin | unbegin | leave | list | sharers | facts | kept) ;;
   *) in_pool ;;
 esac
 case "$act" in
@@ -441,7 +443,7 @@ case "$act" in
   unbegin)
     lock_env
     rm -rf "$env"
-    ! lock_blank -x || drop_blanks "$1"
+    [ ! -d "$root/blank" ] || ! lock_blank -x || drop_blanks "$1"
     ;;
   # probe: whether copies share blocks here.
   probe)
