@@ -67,6 +67,10 @@ pub(crate) async fn build(
             return Ok(Some(built));
         }
         frozen::move_in_first(ctx, second, source, wish).await?;
+        if second.engine.moves_to_freeze(ctx)? {
+            // Nothing that is loaded here would stay.
+            return Ok(None);
+        }
         let scratch = build::begin(ctx, second, source).await?;
         let (scratch, ground) = frozen::freeze_ground(ctx, second, source, wish, scratch).await?;
         match build::finish(ctx, second, source, wish, scratch).await {

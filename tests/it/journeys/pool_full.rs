@@ -193,11 +193,11 @@ async fn f28_older_images_make_room_and_what_is_in_use_or_the_newest_stays() {
     project.sandbox.write("sql/V3__notes.sql", "create table shop.note (body text);");
     fill(&pool, 100);
     let reset = project.run(&["reset"]).succeeds();
-    let said = format!("removed images to make room: {}\n", big[0]);
-    assert!(reset.stderr.contains(&said), "{}", reset.stderr);
+    let said = reset.stderr.lines().find(|line| line.starts_with("removed images to make room: "));
+    assert!(said.is_some_and(|line| line.contains(&big[0])), "{}", reset.stderr);
     assert!(reset.stderr.contains("freeze as image"), "{}", reset.stderr);
     let names = named(&project);
-    assert!(names.contains(&small) && names.contains(&rows) && names.len() == 3, "{names:?}");
+    assert!(names.contains(&small) && names.len() == 2, "{names:?}");
     make_room(&pool);
 }
 
