@@ -55,6 +55,8 @@ async fn what_a_pull_that_is_cut_off_has_left_in_a_shared_pool_goes_with_its_pro
     project.run(&["snapshot", "image", "latest"]).succeeds();
     let other = in_pool(&pool).await;
     other.run(&["up"]).succeeds();
+    // So would the rows alone.
+    other.run(&["images", "prune", "--yes", "--set", "images.max_size=1"]).succeeds();
     let theirs = other.contents().await;
     let before = seen(&pool);
 
