@@ -98,13 +98,7 @@ pub(crate) fn nearest<T>(
     past: impl Fn(&T) -> (Vec<Applied>, Timestamp),
     here: &Here,
 ) -> Option<Nearest<T>> {
-    let fitting = found.into_iter().filter_map(|found| {
-        let (applied, made_at) = past(&found);
-        let to_go = Some(here.to_go(&applied)?);
-        let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
-        Some(Nearest { found, made_at, version: history::current_version(&rows), to_go })
-    });
-    fitting.min_by_key(|nearest| (nearest.to_go, std::cmp::Reverse(nearest.made_at)))
+    fewest_to_go(found, past, |applied| here.to_go(applied).map(Some))
 }
 
 /// The rows alone, where their snapshot is one for this checkout; the newest.
@@ -113,13 +107,22 @@ pub(crate) fn ground<T>(
     past: impl Fn(&T) -> (Vec<Applied>, Timestamp),
     here: &Here,
 ) -> Option<Nearest<T>> {
-    let all = found.into_iter().filter_map(|found| {
+    fewest_to_go(found, past, |applied| here.takes_rows(applied).then_some(None))
+}
+
+/// The one with the fewest scripts to go, then the newest; `to_go` gives none for what does not fit.
+fn fewest_to_go<T>(
+    found: Vec<T>,
+    past: impl Fn(&T) -> (Vec<Applied>, Timestamp),
+    to_go: impl Fn(&[Applied]) -> Option<Option<usize>>,
+) -> Option<Nearest<T>> {
+    let fitting = found.into_iter().filter_map(|found| {
         let (applied, made_at) = past(&found);
+        let to_go = to_go(&applied)?;
         let rows: Vec<manifest::Applied> = applied.iter().map(as_in_a_manifest).collect();
-        let version = history::current_version(&rows);
-        here.takes_rows(&applied).then_some(Nearest { found, made_at, version, to_go: None })
+        Some(Nearest { found, made_at, version: history::current_version(&rows), to_go })
     });
-    all.max_by_key(|ground| ground.made_at)
+    fitting.min_by_key(|nearest| (nearest.to_go, std::cmp::Reverse(nearest.made_at)))
 }
 
 impl<T> Nearest<T> {

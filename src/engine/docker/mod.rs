@@ -288,7 +288,10 @@ impl DockerEngine {
             Some(blank) if is_bad => {
                 // The next run makes a cluster of its own.
                 match self.unbegin(ctx, state, image, &blank).await {
-                    Ok(()) => ctx.report.note("what new environments begin with is removed"),
+                    Ok(()) => {
+                        ctx.report
+                            .note("the next start makes a new empty cluster, some seconds more");
+                    }
                     Err(left) => ctx.report.warn(format!("what could not start stays: {left}")),
                 }
             }

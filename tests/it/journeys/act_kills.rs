@@ -170,7 +170,7 @@ async fn freezes(project: &Project, used: &str, pool: &str) {
 
     count = 0;
     let script = project.sandbox.project().join("sql/V3__notes.sql");
-    for turn in few_turns() {
+    for turn in turns() {
         let text = format!("create table shop.note (body text default '{turn}');");
         fs_err::write(&script, text).expect("it is ours");
         let (run, was_killed) = cut_off(project, &["reset"], turn, project, pool);
