@@ -557,27 +557,32 @@ impl Client {
         Ok(ExecOutput { stdout, stderr, status: ended.exit_code.unwrap_or(-1) })
     }
 
-    /// Runs a program that was prepared to have input, writes a line and then reads one: `answer` has the first
-    /// and gives the second, with what else it found out. `None`: the program wrote no line.
+    /// Runs a program that was prepared to have input, and answers each line that it writes with one, until
+    /// `answer` gives what it has found out with it. `None`: the program ended before.
     pub async fn converse<T>(
         &self,
         prepared: Prepared,
-        answer: impl AsyncFnOnce(String) -> (String, T),
+        mut answer: impl AsyncFnMut(String) -> (String, Option<T>),
     ) -> Result<(ExecOutput, Option<T>), Error> {
         let Running { id, mut output, mut input, action } = self.start_exec(prepared).await?;
         let mut written = Written::default();
-        while !written.stdout.contains(&b'\n') {
-            match output.try_next().await.map_err(call(action.clone()))? {
-                Some(part) => written.add(part),
-                None => break,
-            }
-        }
+        let mut answered = 0;
         let mut told = None;
-        if let Some(line) = String::from_utf8_lossy(&written.stdout).lines().next() {
-            let (reply, value) = answer(line.to_owned()).await;
+        while told.is_none() {
+            let unread = &written.stdout[answered..];
+            let Some(length) = unread.iter().position(|&byte| byte == b'\n') else {
+                match output.try_next().await.map_err(call(action.clone()))? {
+                    Some(part) => written.add(part),
+                    None => break,
+                }
+                continue;
+            };
+            let line = String::from_utf8_lossy(&unread[..length]).into_owned();
+            answered += length + 1;
+            let (reply, value) = answer(line).await;
             // One that was ended meanwhile reads nothing.
             let _ = input.write_all(format!("{reply}\n").as_bytes()).await;
-            told = Some(value);
+            told = value;
         }
         let _ = input.shutdown().await;
         let end = async {

@@ -3,6 +3,7 @@
 use super::client::{Container, Exec, ExecOutput, VolumeMount};
 use super::image::{self, ServerImage};
 use super::pool::{self, Pool};
+use super::quick_stop::QuickStop;
 use super::{DockerEngine, MARKER, label, pool_of};
 use crate::context::Context;
 use crate::engine::images::{
@@ -352,12 +353,19 @@ impl DockerEngine {
         self.sweep_volume(&state).await?;
         let calm = &ctx.uninterrupted();
         let port = state.docker.as_ref().map(|known| known.port);
+        let quick = match (act, keep) {
+            ("replace", Some(Keep::No)) => self.quick_stop(&state, port).await,
+            _ => None,
+        };
         let mut after = state.clone();
-        let turned = self.act_and_serve(ctx, (&state, &mut after), &image, (act, arguments), keep);
-        // What is written while the clone is made need not be while nobody is served: that was a third of
-        // a reset.
+        let states = (&state, &mut after);
+        let turned =
+            self.act_and_serve(ctx, states, &image, (act, arguments), keep, quick.as_ref());
+        // What is written while the clone is made need not be while nobody is served.
         let beside = async {
-            self.checkpoint(&state, port).await;
+            if quick.is_none() {
+                self.checkpoint(&state, port).await;
+            }
             std::future::pending::<std::convert::Infallible>().await
         };
         let turned = tokio::select! {
@@ -384,6 +392,10 @@ impl DockerEngine {
         Err(error)
     }
 
+    async fn quick_stop(&self, state: &State, port: Option<u16>) -> Option<QuickStop> {
+        QuickStop::of(&self.known_target(state, port)?).await
+    }
+
     /// Does an act that puts other data in place, and serves that. Gives back what was served before, and
     /// what came of it. Where the server runs, the same program tidies up when it has answered: each one takes
     /// a tenth of a second to start.
@@ -397,6 +409,7 @@ impl DockerEngine {
         image: &ServerImage,
         (act, arguments): (&str, &[&str]),
         keep: Option<Keep>,
+        quick: Option<&QuickStop>,
     ) -> Result<(String, Result<Server, Error>), Error> {
         let kept = |old: &str| if keep == Some(Keep::Yes) { old.to_owned() } else { String::new() };
         let calm = &ctx.uninterrupted();
@@ -409,23 +422,30 @@ impl DockerEngine {
             }
             return Ok((old, served));
         };
-        let serve = async |old: String| {
-            let served = self.answering(calm, after).await;
-            let reply = match &served {
-                Ok(_) if keep.is_some() => format!("settle {}", kept(&old)),
-                Ok(_) | Err(_) => String::new(),
-            };
-            (reply, (old, served))
+        let answer = async |line: String| match quick {
+            Some(quick) if line == pool::MAY_STOP => {
+                let how = if quick.ready().await { "immediate" } else { "fast" };
+                (how.to_owned(), None)
+            }
+            _ => {
+                let served = self.answering(calm, after).await;
+                let reply = match &served {
+                    Ok(_) if keep.is_some() => format!("settle {}", kept(&line)),
+                    Ok(_) | Err(_) => String::new(),
+                };
+                (reply, Some((line, served)))
+            }
         };
+        let asks = if quick.is_some() { &[pool::MAY_STOP][..] } else { &[] };
         let exec = Exec {
-            command: self.command(act, arguments),
+            command: self.command(act, &[arguments, asks].concat()),
             env: Vec::new(),
             user: "root",
             stdin: None,
         };
         let prepared = self.client.prepare(&here.id, exec, true).await?;
         ctx.check_cancelled().map_err(|_| Error::Interrupted)?;
-        let (output, turned) = self.client.converse(prepared, serve).await?;
+        let (output, turned) = self.client.converse(prepared, answer).await?;
         let Some((old, served)) = turned else { return Err(self.explained(act, &here, &output)) };
         if served.is_ok() && output.status != 0 {
             ctx.report.warn(left_behind(&self.explained(act, &here, &output)));

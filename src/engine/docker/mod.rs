@@ -12,6 +12,7 @@ mod host;
 mod image;
 mod images;
 mod pool;
+mod quick_stop;
 
 use std::collections::HashMap;
 
@@ -155,6 +156,11 @@ impl DockerEngine {
 
     fn what(&self) -> String {
         format!("the container `{}`", self.name)
+    }
+
+    /// By what the state knows.
+    fn known_target(&self, state: &State, port: Option<u16>) -> Option<Target> {
+        Some(self.target(port?, state.password()?))
     }
 
     fn target(&self, port: u16, password: SecretString) -> Target {
@@ -756,8 +762,8 @@ impl DockerEngine {
 
     /// A checkpoint beforehand makes the shutdown's own short; without one it is only longer.
     async fn checkpoint(&self, state: &State, port: Option<u16>) {
-        let (Some(port), Some(password)) = (port, state.password()) else { return };
-        if let Ok(session) = Session::connect(&self.target(port, password)).await {
+        let Some(target) = self.known_target(state, port) else { return };
+        if let Ok(session) = Session::connect(&target).await {
             let _ = session.batch("checkpoint").await;
             session.close().await;
         }

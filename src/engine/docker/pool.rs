@@ -299,6 +299,9 @@ pub(super) fn entrypoint(image: &ServerImage) -> Vec<String> {
 /// Where the environment stands in the command of an act.
 const ENVIRONMENT: usize = 6;
 
+/// What an act writes that wants to know how the server may be stopped, and the argument that makes it ask.
+pub(super) const MAY_STOP: &str = "may-stop";
+
 /// The command of an act, see `act.sh`.
 pub(super) fn act(hash: &str, act: &str, arguments: &[&str]) -> Vec<String> {
     let fixed = ["sh", "-c", ACT, "sh", ROOT, FILES, hash, held(), act];

@@ -29,6 +29,7 @@ mod pool_full;
 mod published;
 mod published_leftovers;
 mod published_misfits;
+mod quick_stop;
 mod reset;
 mod seed;
 mod snapshots;

@@ -84,7 +84,7 @@ room() {
   [ "$free" -ge "$1" ] || fail "no space: $((free / 1024)) MB are left, $(($1 / 1024)) MB are needed"
 }
 
-# Stops the server of this container, if it is one, and keeps it down until this script has ended.
+# hold [SIGNAL]: stops the server of this container, if it is one, and keeps it down until this script has ended.
 hold() {
   echo "$$" >"$held"
   trap release EXIT
@@ -93,7 +93,7 @@ hold() {
   { read -r pid <"$env/current/postmaster.pid"; } 2>/dev/null || true
   { [ -z "$pid" ] || read -r name <"/proc/$pid/comm"; } 2>/dev/null || true
   [ "$name" = postgres ] || return 0
-  kill -INT "$pid" 2>/dev/null || return 0
+  kill -"${1:-INT}" "$pid" 2>/dev/null || return 0
   turn=0
   while kill -0 "$pid" 2>/dev/null; do
     [ "$turn" -lt 9000 ] || fail "the server did not stop within 90 s"
@@ -111,6 +111,20 @@ hold() {
 # Lets the server come up, unless another act holds it by now.
 release() {
   [ "$(cat "$held" 2>/dev/null || true)" != "$$" ] || rm -f "$held"
+}
+
+# how_to_stop [may-stop]: the signal. Where whoever asked for the act wants to be told, they answer when the server may be
+# stopped at once. It would come up with its unlogged tables empty.
+how_to_stop() {
+  signal=INT
+  [ -n "$1" ] || return 0
+  set -- "$env"/current/base/*/*_init "$env"/current/pg_tblspc/*/*/*/*_init
+  for found in "$@"; do
+    [ ! -e "$found" ] || return 0
+  done
+  echo may-stop
+  read -r how || fail "nobody waits for it any more"
+  [ "$how" != immediate ] || signal=QUIT
 }
 
 # A copy of a data directory that shares its blocks; whole or not there.
@@ -368,7 +382,7 @@ case "$act" in
     sweep_generations
     passed "$1"
     ;;
-  # replace NAME GENERATION ABOUT: the environment becomes a clone of an image, see `served`.
+  # replace NAME GENERATION ABOUT [may-stop]: the environment becomes a clone of an image, see `served` and `how_to_stop`.
   replace)
     lock_env
     room "$spare"
@@ -376,7 +390,8 @@ case "$act" in
     carry_settings "$env/current" "$env/$2"
     about "$3"
     old=$(readlink "$env/current")
-    hold
+    how_to_stop "${4:-}"
+    hold "$signal"
     # Whoever is cut off before `settle` finds here what was served.
     point previous "$old"
     point current "$2"
