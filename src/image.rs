@@ -362,7 +362,7 @@ async fn tables(session: &Session, sql: &str) -> Result<Vec<String>, crate::pg::
 const ONCE_MORE: usize = 2;
 
 /// Tables of users with pages that a reader would write to.
-const LEFT_OUT: &str = "select format('%I.%I', n.nspname, c.relname)
+const LEFT_OUT: &str = "select pg_catalog.format('%I.%I', n.nspname, c.relname)
     from pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     left join pg_catalog.pg_class t on t.oid = c.reltoastrelid
