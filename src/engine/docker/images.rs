@@ -425,6 +425,7 @@ impl DockerEngine {
         let answer = async |line: String| match quick {
             Some(quick) if line == pool::MAY_STOP => {
                 let how = if quick.ready().await { "immediate" } else { "fast" };
+                ctx.report.detail(format!("the shutdown of the old server may be {how}"));
                 (how.to_owned(), None)
             }
             _ => {

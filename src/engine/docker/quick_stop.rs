@@ -2,19 +2,20 @@
 //!
 //! A fast shutdown writes all that was changed, which took a third of a reset. An immediate one (`SIGQUIT`) writes
 //! nothing; should the old data be wanted after all, since the new does not start, its server makes it whole from its log of
-//! changes. So it is done only where that takes seconds, where no unlogged table would be emptied by it (`act.sh` looks
-//! for those), once the log has all that others were told is committed.
+//! changes (what it counted, `pg_stat_*`, begins anew). So it is done only where that takes seconds, where no unlogged table
+//! would be emptied by it, and once the log has what others were told is committed: where `synchronous_commit` is off,
+//! what they commit in the few milliseconds from then on is lost with the old data alone.
 
 use std::time::Duration;
 
 use crate::engine::ready;
 use crate::pg::{self, Session, Target};
 
-/// What a server reads again in some ten seconds.
-const MOST_TO_REDO: u64 = 1 << 30;
+/// Bytes that a server reads again in some seconds.
+const MOST_TO_REDO: i64 = 1 << 30;
 
-/// Sessions that do not end sooner are left to the fast shutdown.
-const LIMIT: Duration = Duration::from_secs(1);
+/// What takes longer is left to the fast shutdown.
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// A session with a server that may be stopped so.
 pub(super) struct QuickStop {
@@ -22,19 +23,16 @@ pub(super) struct QuickStop {
 }
 
 impl QuickStop {
-    /// `None`: it has too much to redo, or does not answer.
+    /// `None`: it has too much to redo, or unlogged tables, or does not answer.
     pub(super) async fn of(target: &Target) -> Option<Self> {
-        let session = Session::connect(target).await.ok()?;
-        let sql = format!(
-            "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), redo_lsn) <= {MOST_TO_REDO}
-             from pg_control_checkpoint()"
-        );
-        match session.query_one(&sql, &[]).await {
-            Ok(row) if row.get(0) => Some(Self { session }),
-            Ok(_) | Err(_) => {
-                session.close().await;
-                None
-            }
+        let look = async {
+            let session = Session::connect(target).await?;
+            let may = session.query_one(MAY, &[&MOST_TO_REDO]).await?.get(0);
+            Ok::<_, pg::Error>((session, may))
+        };
+        match tokio::time::timeout(LIMIT, look).await {
+            Ok(Ok((session, true))) => Some(Self { session }),
+            Ok(Ok((_, false)) | Err(_)) | Err(_) => None,
         }
     }
 
@@ -65,6 +63,13 @@ impl QuickStop {
         self.session.batch("select pg_logical_emit_message(true, 'seedbed', '')").await
     }
 }
+
+/// Of an unlogged table one file tells how it begins.
+const MAY: &str = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), redo_lsn) <= $1::int8
+      and not exists (select from pg_ls_dir('base') folder,
+                        lateral pg_ls_dir('base/' || folder, true, false) file
+                      where file like '%\\_init')
+    from pg_control_checkpoint()";
 
 // Not in the condition: of its parts the server may take any first.
 const END: &str = "select pid, pg_terminate_backend(pid) from pg_stat_activity

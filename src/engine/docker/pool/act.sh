@@ -113,18 +113,18 @@ release() {
   [ "$(cat "$held" 2>/dev/null || true)" != "$$" ] || rm -f "$held"
 }
 
-# how_to_stop [may-stop]: the signal. Where whoever asked for the act wants to be told, they answer when the server may be
-# stopped at once. It would come up with its unlogged tables empty.
+# how_to_stop [LINE]: the signal. Whoever gave a line is told it, and answers whether the server may be stopped at
+# once. It would come up with its unlogged tables empty.
 how_to_stop() {
   signal=INT
   [ -n "$1" ] || return 0
-  set -- "$env"/current/base/*/*_init "$env"/current/pg_tblspc/*/*/*/*_init
-  for found in "$@"; do
+  echo "$1"
+  read -r how || fail "nobody waits for it any more"
+  [ "$how" = immediate ] || return 0
+  for found in "$env"/current/base/*/*_init "$env"/current/pg_tblspc/*/*/*/*_init; do
     [ ! -e "$found" ] || return 0
   done
-  echo may-stop
-  read -r how || fail "nobody waits for it any more"
-  [ "$how" != immediate ] || signal=QUIT
+  signal=QUIT
 }
 
 # A copy of a data directory that shares its blocks; whole or not there.
@@ -382,7 +382,7 @@ case "$act" in
     sweep_generations
     passed "$1"
     ;;
-  # replace NAME GENERATION ABOUT [may-stop]: the environment becomes a clone of an image, see `served` and `how_to_stop`.
+  # replace NAME GENERATION ABOUT [LINE]: the environment becomes a clone of an image, see `served` and `how_to_stop`.
   replace)
     lock_env
     room "$spare"
