@@ -84,8 +84,8 @@ async fn docker_a_reset_that_fails_loses_nothing_that_was_committed_a_moment_ago
         );
         project.sql(&drafts).await;
         use_it(&project).await;
-        let used = project.contents().await;
         project.sql("insert into shop.draft values (1001)").await;
+        let used = project.contents().await;
         let reset = project.run(&["reset", "--verbose"]);
         let is_immediate = reset.stderr.contains("the shutdown of the old server may be immediate");
         assert_eq!(is_immediate, unlogged.is_empty(), "{}", reset.stderr);
