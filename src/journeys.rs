@@ -50,6 +50,8 @@ pub struct Ready {
     /// Scripts that ran.
     pub migrated: Vec<migrate::Ran>,
     pub steps: Vec<StepRecord>,
+    /// Why this way was taken, and what else is to be known.
+    pub notes: Vec<String>,
     pub warnings: Vec<String>,
     #[serde(skip)]
     pub target: Target,
@@ -695,6 +697,7 @@ fn ready(
         origin,
         migrated,
         steps: ctx.report.records(),
+        notes: ctx.report.notes(),
         warnings: ctx.report.warnings(),
         target,
     }

@@ -82,6 +82,10 @@ pub(super) async fn try_to_serve(
         Err(_) if ctx.cancel.is_cancelled() => Err(Error::Interrupted),
         Err(error) => {
             drop(step);
+            if site.session.batch("select 1").await.is_err() {
+                // It was stopped for this.
+                database::note_ended(ctx, ended, &name);
+            }
             let again = async {
                 let server = site.engine.ensure(ctx).await?;
                 site.move_to(ctx, server).await

@@ -78,6 +78,7 @@ struct Inner {
     sink: Box<dyn Report>,
     next_id: AtomicU64,
     records: Mutex<Vec<StepRecord>>,
+    notes: Mutex<Vec<String>>,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -89,6 +90,7 @@ impl Reporter {
                 sink,
                 next_id: AtomicU64::new(1),
                 records: Mutex::default(),
+                notes: Mutex::default(),
                 warnings: Mutex::default(),
             }),
         }
@@ -119,12 +121,14 @@ impl Reporter {
     }
 
     pub fn note(&self, text: impl Into<String>) {
-        self.inner.sink.event(&Event::Note(text.into()));
+        let text = text.into();
+        lock(&self.inner.notes).push(text.clone());
+        self.inner.sink.event(&Event::Note(text));
     }
 
     pub fn warn(&self, text: impl Into<String>) {
         let text = text.into();
-        self.lock_warnings().push(text.clone());
+        lock(&self.inner.warnings).push(text.clone());
         self.inner.sink.event(&Event::Warning(text));
     }
 
@@ -137,14 +141,19 @@ impl Reporter {
         self.inner.records.lock().map(|records| records.clone()).unwrap_or_default()
     }
 
-    /// The warnings given so far.
-    pub fn warnings(&self) -> Vec<String> {
-        self.lock_warnings().clone()
+    /// What the user was told so far beside steps and warnings: why this way was taken and not another.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.inner.notes).clone()
     }
 
-    fn lock_warnings(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
-        self.inner.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// The warnings given so far.
+    pub fn warnings(&self) -> Vec<String> {
+        lock(&self.inner.warnings).clone()
     }
+}
+
+fn lock(lines: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
+    lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// One piece of work under way. Dropped without [`Step::done`], it is reported as failed.

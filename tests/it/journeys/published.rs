@@ -420,6 +420,10 @@ async fn where_rows_come_faster_they_are_loaded_and_it_is_said() {
     assert!(up.stderr.contains("they come faster from here"), "{}", up.stderr);
     assert!(up.stderr.contains("restore tables"), "{}", up.stderr);
     assert_eq!(project.contents().await, contents);
+    // Programs are told as well.
+    project.run(&["down", "--volumes", "--yes"]).succeeds();
+    let notes = project.run(&["up", "--json"]).succeeds().json()["notes"].to_string();
+    assert!(notes.contains("loading rows, not the published image"), "{notes}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

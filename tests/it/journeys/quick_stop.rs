@@ -15,6 +15,16 @@ fn stops(project: &Project) -> [String; 2] {
     })
 }
 
+const SLEEPS: [&str; 4] = ["psql", "--", "-XAtc", "select pg_sleep(300)"];
+
+/// A client that waits for an answer.
+async fn connected(project: &Project) -> std::process::Child {
+    let client = started(project, &SLEEPS);
+    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep(%'";
+    until(&project.live(), sleeps, "1").await;
+    client
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn docker_a_reset_stops_the_server_at_once_unless_that_could_cost_something() {
     let Some((project, _)) = in_docker().await else { return };
@@ -24,13 +34,10 @@ async fn docker_a_reset_stops_the_server_at_once_unless_that_could_cost_somethin
     use_it(&project).await;
 
     // Whoever is connected is told so as ever.
-    let args = ["psql", "--", "-XAtc", "select pg_sleep(300)"];
-    let client = started(&project, &args);
-    let sleeps = "select count(*) from pg_stat_activity where query like 'select pg_sleep(%'";
-    until(&project.live(), sleeps, "1").await;
+    let client = connected(&project).await;
     project.run(&["reset"]).succeeds();
     assert_eq!(project.contents().await, clean);
-    let client = ended(&project, &args, client);
+    let client = ended(&project, &SLEEPS, client);
     assert!(client.stderr.contains("due to administrator command"), "{}", client.stderr);
     let count = |text: &String| text.parse::<u32>().expect("grep counts");
     let [immediate, fast] = stops(&project);
@@ -86,7 +93,11 @@ async fn docker_a_reset_that_fails_loses_nothing_that_was_committed_a_moment_ago
         use_it(&project).await;
         project.sql("insert into shop.draft values (1001)").await;
         let used = project.contents().await;
+        let client = connected(&project).await;
         let reset = project.run(&["reset", "--verbose"]);
+        let client = ended(&project, &SLEEPS, client);
+        assert!(client.stderr.contains("due to administrator command"), "{}", client.stderr);
+        assert!(reset.stderr.contains("ended 1 session"), "{}", reset.stderr);
         // What is tried next has a server of its own.
         let (first, _) = reset.stderr.split_once("not done: ").expect("it has failed");
         let is_immediate = first.contains("the shutdown of the old server may be immediate");
