@@ -214,8 +214,14 @@ clone_image() {
   came_from "$1" "$env/$2"
 }
 
+# try_blank NAME FOLDER KILOBYTES: as `keep_blank`. Without it others only take longer: whatever fails is nobody's error,
+# and leaves nothing.
+try_blank() {
+  (keep_blank "$@") || rm -rf "$root/blank"/.*."${env##*/}" || true
+}
+
 # keep_blank NAME FOLDER KILOBYTES: an empty cluster that others of the project begin with, where so much has room.
-# Its name begins with the project's hash. Without it they only take longer: whatever fails here is nobody's error.
+# Its name begins with the project's hash.
 keep_blank() {
   [ -n "$1" ] || return 0
   part="$root/blank/.$1.${env##*/}"
@@ -355,7 +361,7 @@ case "$act" in
     cp -a "$2" "$env/$1.part"
     mv "$env/$1.part" "$env/$1"
     about "$3"
-    (keep_blank "${5:-}" "$env/$1" "${4:-0}") || true
+    try_blank "${5:-}" "$env/$1" "${4:-0}"
     # The volume that it came from is removed next.
     sync
     # Of a move that failed before.
@@ -373,7 +379,7 @@ case "$act" in
     clone_image "$1" "$2"
     carry_settings "$3" "$env/$2"
     about "$4"
-    (keep_blank "${5:-}" "$3" "$(($(du -sk "$env/$2" | cut -f 1) * 3))") || true
+    try_blank "${5:-}" "$3" "$(($(du -sk "$env/$2" | cut -f 1) * 3))"
     # The volume with the old data is removed next.
     sync
     # Of a move that failed before.
