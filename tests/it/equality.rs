@@ -166,6 +166,8 @@ pub fn tool(bin_dir: &Path, program: &str, target: Option<&Target>, args: &[&str
         if let Some(password) = &target.password {
             command.env("PGPASSWORD", password.expose_secret());
         }
+        let options = target.settings.iter().map(|(name, value)| format!("-c {name}={value}"));
+        command.env("PGOPTIONS", options.collect::<Vec<_>>().join(" "));
     }
     let output = command.output().expect("the server's programs are there");
     let errors = String::from_utf8_lossy(&output.stderr);

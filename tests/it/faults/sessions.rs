@@ -363,9 +363,9 @@ async fn f10_time_outs_of_role_and_database_do_not_end_a_dump() {
     let sql = format!("{}{WIDE}", super::SHOP);
     let case = Case::on(harness::server(), &sql, "uploads = 1\n").await;
     for (whose, value) in [
-        (format!("role {}", case.reader.name), "150ms"),
-        (format!("database {}", case.source.name()), "150ms"),
-        (format!("role {} in database {}", case.reader.name, case.source.name()), "140ms"),
+        (format!("role {}", case.reader.name), "800ms"),
+        (format!("database {}", case.source.name()), "800ms"),
+        (format!("role {} in database {}", case.reader.name, case.source.name()), "700ms"),
     ] {
         for setting in [
             "statement_timeout",

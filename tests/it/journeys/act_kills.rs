@@ -1,7 +1,7 @@
 //! kill -9 of what works inside a container (`act.sh`), at the programs that it starts: whoever asked for it is told,
 //! the environment is the old or the new one, and the next runs leave nothing behind.
 
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,12 @@ if [ -e $turn ] && grep -aq 'Acts on the data directories' /proc/$PPID/cmdline; 
   if [ $left -gt 0 ]; then
     echo $left >$turn
   else
-    /usr/bin/rm $turn
     if [ $PPID = 1 ]; then
       : >/seedbed/.reached
+      /usr/bin/rm $turn
       exec sleep 600
     fi
+    /usr/bin/rm $turn
     kill -9 $PPID
     exit 1
   fi
@@ -45,10 +46,14 @@ fn image() -> &'static str {
 
 /// In the container of the environment, whose server runs.
 fn inside(project: &Project, command: &str) -> String {
+    shell(&in_container(project, command))
+}
+
+fn in_container(project: &Project, command: &str) -> String {
     let path = project.sandbox.project();
     // The oldest one: that of a branch was made later.
     let container = format!("docker ps -q --filter label=seedbed.path={path} | tail -n 1");
-    shell(&format!("docker exec $({container}) sh -c '{command}'"))
+    format!("exec docker exec $({container}) sh -c '{command}'")
 }
 
 /// Numbers of the programs to be killed at.
@@ -99,11 +104,11 @@ async fn docker_killed_inside_an_act_the_old_or_the_new_database_is_served() {
         Act { args: &["undo-reset"], before: &clean, after: &used },
         Act { args: &["branch", "restore", "point"], before: &clean, after: &used },
     ];
+    project.run(&["branch", "restore", "point"]).succeeds();
     for Act { args, before, after } in acts {
         let mut count = 0;
         for turn in turns() {
-            // Used, and where that is what comes back, replaced.
-            project.run(&["branch", "restore", "point"]).succeeds();
+            // It is used; where that is what comes back, replaced.
             if before == clean {
                 project.run(&["reset", "--keep"]).succeeds();
             }
@@ -191,6 +196,16 @@ async fn freezes(project: &Project, used: &str, pool: &str) {
     assert!(count >= 2, "{count}");
 }
 
+/// Waits in the container until the program at which an act stops has been called: a call of the daemon for each look
+/// would take the processor from what is watched. Succeeds where the act waits to be killed.
+fn reached(observer: &Project) -> Child {
+    let look = "while [ -e /seedbed/.turn ]; do sleep 0.03; done; rm /seedbed/.reached || { sleep 0.3; exit 1; }";
+    let command = in_container(observer, look);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.spawn().expect("there is a shell")
+}
+
 /// Runs the program; an act of it that works in a container of its own dies with that at the program `turn`. Whether it
 /// came to that.
 fn cut_off(
@@ -205,17 +220,23 @@ fn cut_off(
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program was built for this suite");
     let deadline = Instant::now() + Duration::from_secs(120);
+    let mut watch = reached(observer);
     while child.try_wait().expect("our own child").is_none() {
         if Instant::now() > deadline {
             child.kill().expect("our own child");
         }
-        let reached = "rm /seedbed/.reached 2>/dev/null && echo yes || true";
-        if inside(observer, reached) == "yes" {
-            shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
+        if let Some(status) = watch.try_wait().expect("our own child") {
+            if status.success() {
+                shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
+            }
+            watch = reached(observer);
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
     let output = child.wait_with_output().expect("our own child");
     let (run, was_cut_off) = (of.sandbox.ended(args, output), was_killed(observer));
+    // It ends with what it waits for: none of them is there when the next act is watched.
+    watch.wait().expect("our own child");
     let at = format!("program {turn} of {args:?}: {:?}", run.code);
     harness::say(&format!("cut off at {at}"));
     if run.code != Some(0) {
