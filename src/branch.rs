@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::database::{self, Origin};
 use crate::engine::{self, Server, Stopped, Volumes, state};
 use crate::error::{self, Exit};
+use crate::guard;
 use crate::lock;
 use crate::pg::Session;
 use crate::saved::{self, Point};
@@ -221,6 +222,20 @@ pub fn find(ctx: &Context, name: &str) -> Result<Branch, Error> {
     }
     let known = with_servers(ctx).iter().map(|dir| branch_in(dir).name().to_owned()).collect();
     Err(Error::Unknown { name: name.to_owned(), known })
+}
+
+/// For what goes on from a database that is there: a typing error starts no server.
+///
+/// # Errors
+/// The guard's; as [`find`], where the environment is a branch's and has no folder.
+pub(crate) fn existing(ctx: &Context, verb: &str) -> Result<(), error::Error> {
+    guard::replace_in_environment(ctx, verb)?;
+    if let Some(branch) = &ctx.config.branch
+        && !ctx.state_dir().is_dir()
+    {
+        find(ctx, branch.name())?;
+    }
+    Ok(())
 }
 
 /// What `branch delete` did.

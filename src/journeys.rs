@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::at_hand::{self, Known, Taken, Why};
 use crate::beside;
+use crate::branch;
 use crate::build::{Built, begin, build, finish, given_up, run_scripts};
 use crate::connect;
 use crate::context::Context;
@@ -108,6 +109,9 @@ pub enum Fresh {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
+    if wish.seed == Seed::Same {
+        branch::existing(ctx, verb)?;
+    }
     let mut site = site::open(ctx, verb).await?;
     let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
     let (wish, known) = again(live, wish)?;
@@ -120,6 +124,7 @@ pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Re
 /// # Errors
 /// [`engine::Error::NothingKept`]; any other: the present one is then live still.
 pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
+    branch::existing(ctx, "undo-reset")?;
     let mut site = site::open(ctx, "undo-reset").await?;
     let name = ctx.config.database.name.clone();
     database::replaceable(&site.session, &name).await?;
@@ -282,6 +287,7 @@ pub async fn why(ctx: &Context) -> Result<find::Why, Error> {
 /// # Errors
 /// What the engine said.
 pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
+    let was_there = ctx.config.branch.is_none() || ctx.state_dir().is_dir();
     let _lock = lock::project(&ctx.state_dir(), "down")?;
     if volumes == engine::Volumes::Remove {
         match crate::scratch_server::sweep(ctx).await {
@@ -290,7 +296,13 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
             Ok(()) => {}
         }
     }
-    stop_all(ctx, volumes).await
+    let stopped = stop_all(ctx, volumes).await?;
+    if !was_there {
+        // What was looked for is no branch: its lock is not to make it one.
+        let _ = fs_err::remove_dir_all(ctx.state_dir());
+        let _ = std::fs::remove_dir(ctx.branches_dir());
+    }
+    Ok(stopped)
 }
 
 async fn stop_all(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {

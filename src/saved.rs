@@ -7,7 +7,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::branch::{nearest, there_are};
+use crate::branch::{self, nearest, there_are};
 use crate::config::slug;
 use crate::connect;
 use crate::context::Context;
@@ -15,7 +15,6 @@ use crate::database::{self, Found, Kind, MadeBy, Origin, Scratch, points};
 use crate::engine::{self, Engine, Holds, Keep, Server, Stored};
 use crate::error::{self, Exit};
 use crate::frozen;
-use crate::guard;
 use crate::image;
 use crate::lock::{self, ProjectLock};
 use crate::migrate;
@@ -132,7 +131,7 @@ struct Site {
 
 /// Starts the environment's server where it is down; makes none.
 async fn open(ctx: &Context, verb: &str) -> Result<Site, error::Error> {
-    guard::replace_in_environment(ctx, verb)?;
+    branch::existing(ctx, verb)?;
     let lock = lock::project(&ctx.state_dir(), verb)?;
     let engine = engine::chosen_before(ctx).await?.ok_or(error::Error::NoServer)?;
     let server = engine.ensure(ctx).await?;

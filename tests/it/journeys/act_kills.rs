@@ -1,9 +1,8 @@
 //! kill -9 of what works inside a container (`act.sh`), at the programs that it starts: whoever asked for it is told,
 //! the environment is the old or the new one, and the next runs leave nothing behind.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use super::branches::on_branch;
 use super::image_kills::{Contents, of_pool, ready};
@@ -196,14 +195,22 @@ async fn freezes(project: &Project, used: &str, pool: &str) {
     assert!(count >= 2, "{count}");
 }
 
-/// Waits in the container until the program at which an act stops has been called: a call of the daemon for each look
-/// would take the processor from what is watched. Succeeds where the act waits to be killed.
-fn reached(observer: &Project) -> Child {
-    let look = "while [ -e /seedbed/.turn ]; do sleep 0.03; done; rm /seedbed/.reached || { sleep 0.3; exit 1; }";
-    let command = in_container(observer, look);
+/// There is nothing to wait for any more, and: it has been waited for long enough.
+const GONE: i32 = 44;
+const LATE: i32 = 45;
+
+/// Waits in the container until the program at which an act stops has been called, or is not to be called any more:
+/// a call of the daemon for each look would take the processor from what is watched. 0 where the act waits to be
+/// killed, else one of the above; anything else where the container has ended.
+fn reached(observer: &Project) -> Option<i32> {
+    let look = format!(
+        "for look in $(seq 4000); do \
+           [ -e /seedbed/.turn ] || {{ rm /seedbed/.reached || exit {GONE}; exit 0; }}; sleep 0.03; \
+         done; exit {LATE}"
+    );
     let mut shell = Command::new("sh");
-    shell.args(["-c", &command]).stdout(Stdio::null()).stderr(Stdio::null());
-    shell.spawn().expect("there is a shell")
+    shell.args(["-c", &in_container(observer, &look)]).stdout(Stdio::null()).stderr(Stdio::null());
+    shell.status().expect("there is a shell").code()
 }
 
 /// Runs the program; an act of it that works in a container of its own dies with that at the program `turn`. Whether it
@@ -218,25 +225,29 @@ fn cut_off(
     arm(observer, turn);
     let mut command = of.sandbox.command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program was built for this suite");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    let mut watch = reached(observer);
-    while child.try_wait().expect("our own child").is_none() {
-        if Instant::now() > deadline {
-            child.kill().expect("our own child");
-        }
-        if let Some(status) = watch.try_wait().expect("our own child") {
-            if status.success() {
-                shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
+    let child = command.spawn().expect("the program was built for this suite");
+    let id = child.id();
+    let (output, was_cut_off) = std::thread::scope(|scope| {
+        let runs = scope.spawn(|| {
+            let output = child.wait_with_output().expect("our own child");
+            // With that the look ends.
+            (output, was_killed(observer))
+        });
+        while !runs.is_finished() {
+            match reached(observer) {
+                Some(0) => {
+                    shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
+                    break;
+                }
+                Some(GONE) => break,
+                Some(LATE) => drop(shell(&format!("kill -9 {id}"))),
+                // The container is another one now.
+                _ => {}
             }
-            watch = reached(observer);
         }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let output = child.wait_with_output().expect("our own child");
-    let (run, was_cut_off) = (of.sandbox.ended(args, output), was_killed(observer));
-    // It ends with what it waits for: none of them is there when the next act is watched.
-    watch.wait().expect("our own child");
+        runs.join().expect("it does not panic")
+    });
+    let run = of.sandbox.ended(args, output);
     let at = format!("program {turn} of {args:?}: {:?}", run.code);
     harness::say(&format!("cut off at {at}"));
     if run.code != Some(0) {

@@ -1,5 +1,7 @@
 //! `--branch`: environments beside the default one, on the same images, and points to come back to.
 
+use std::collections::BTreeSet;
+
 use seedbed::pg::{Session, Target};
 
 use super::images::{in_docker, native_with_reflinks, shell};
@@ -73,6 +75,28 @@ async fn a_branch_is_an_environment_of_its_own_until_it_is_deleted() {
     let delete = |args: &[&str]| project.run(&[&["branch", "delete"], args].concat());
     let run = delete(&["feature/Order", "--yes"]).exits(2);
     assert!(run.stderr.contains("did you mean `feature/Orders`?"), "{}", run.stderr);
+    // A typing error makes no environment of its own, and starts no server.
+    let typed = |args: &[&str]| project.run(&[args, &["--branch", "feature/Order"]].concat());
+    let folders = || {
+        let found = project.sandbox.project().join(".seedbed/branches").read_dir_utf8();
+        let found = found.expect("a folder").flatten();
+        found.map(|entry| entry.file_name().to_owned()).collect::<BTreeSet<String>>()
+    };
+    let before = folders();
+    let to_go_on: [&[&str]; 4] = [
+        &["undo-reset"],
+        &["reset", "--seed", "same"],
+        &["branch", "save", "point"],
+        &["branch", "restore", "point"],
+    ];
+    for args in to_go_on {
+        let run = typed(args).exits(2);
+        assert!(run.stderr.contains("no branch `feature/Order` of this"), "{}", run.stderr);
+        assert!(run.stderr.contains("did you mean `feature/Orders`?"), "{}", run.stderr);
+    }
+    typed(&["down"]).succeeds();
+    typed(&["down", "--volumes", "--yes"]).succeeds();
+    assert_eq!(folders(), before);
     let run = delete(&["default", "--yes"]).exits(12);
     assert!(run.stderr.contains("`seedbed down --volumes`"), "{}", run.stderr);
     let run = delete(&["feature/Orders"]).exits(12);
