@@ -508,12 +508,23 @@ impl Client {
         self.ended(&id, written, action).await
     }
 
-    /// The command lines of what runs in a container; none where they cannot be had.
+    /// The command lines of what runs in a container, and of what the daemon has begun to start there: until that is a
+    /// process a tenth of a second goes by. None where they cannot be had.
     pub async fn command_lines(&self, name: &str) -> Vec<String> {
         let options = TopOptionsBuilder::new().ps_args("-eo pid,args").build();
         let top = self.docker.top_processes(name, Some(options)).await;
         let processes = top.ok().and_then(|top| top.processes).unwrap_or_default();
-        processes.into_iter().map(|columns| columns.join(" ")).collect()
+        let mut lines: Vec<String> =
+            processes.into_iter().map(|columns| columns.join(" ")).collect();
+        let found = self.docker.inspect_container(name, None::<InspectContainerOptions>).await;
+        for id in found.ok().and_then(|found| found.exec_ids).unwrap_or_default() {
+            let Ok(exec) = self.docker.inspect_exec(&id).await else { continue };
+            if exec.running == Some(true) {
+                let arguments = exec.process_config.and_then(|config| config.arguments);
+                lines.push(arguments.unwrap_or_default().join(" "));
+            }
+        }
+        lines
     }
 
     /// Makes a program ready to be run in a running container: nothing of it happens before it is started.
