@@ -12,7 +12,6 @@ use crate::context::Context;
 use crate::database::{self, Origin};
 use crate::engine::{self, Server, Stopped, Volumes, state};
 use crate::error::{self, Exit};
-use crate::guard;
 use crate::lock;
 use crate::pg::Session;
 use crate::saved::{self, Point};
@@ -21,6 +20,8 @@ use crate::saved::{self, Point};
 pub enum Error {
     #[error("no branch `{name}` of this project has an environment{}", there_are(.known))]
     Unknown { name: String, known: Vec<String> },
+    #[error("no branch `{name}` of this project has an environment{}", there_are(.known))]
+    NotThere { name: String, known: Vec<String> },
     #[error("the default environment is no branch's: it stays")]
     Default,
     #[error("remove `{path}`: {error}")]
@@ -30,7 +31,7 @@ pub enum Error {
 impl Error {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Unknown { .. } => Exit::CommandLine,
+            Self::Unknown { .. } | Self::NotThere { .. } => Exit::CommandLine,
             Self::Default => Exit::Refused,
             Self::Folder { .. } => Exit::Database,
         }
@@ -42,6 +43,12 @@ impl Error {
                 Some(nearest) => vec![format!("did you mean `{nearest}`?")],
                 None => vec!["`seedbed branch list` shows all".to_owned()],
             },
+            Self::NotThere { name, known } => {
+                let makes = format!("`seedbed up --branch {name}` makes one");
+                let meant =
+                    nearest(name, known).map(|nearest| format!("did you mean `{nearest}`?"));
+                meant.into_iter().chain([makes]).collect()
+            }
             Self::Default => vec!["its data goes by `seedbed down --volumes`".to_owned()],
             Self::Folder { .. } => Vec::new(),
         }
@@ -106,8 +113,16 @@ pub async fn list(ctx: &Context) -> Vec<Listed> {
 /// The folders of branches that have had a server: a mistyped name has left no more than a lock.
 fn with_servers(ctx: &Context) -> Vec<Utf8PathBuf> {
     let mut dirs = ctx.branch_dirs();
-    dirs.retain(|dir| dir.join("state.json").is_file() || dir.join("native").is_dir());
+    dirs.retain(|dir| had_server(dir));
     dirs
+}
+
+fn had_server(dir: &Utf8Path) -> bool {
+    dir.join("state.json").is_file() || dir.join("native").is_dir()
+}
+
+fn known(ctx: &Context) -> Vec<String> {
+    with_servers(ctx).iter().map(|dir| branch_in(dir).name().to_owned()).collect()
 }
 
 /// The branch whose folder it is; where its state is lost, the folder's name stands for its own.
@@ -220,22 +235,25 @@ pub fn find(ctx: &Context, name: &str) -> Result<Branch, Error> {
     if gone(ctx, &slug(name)).is_dir() {
         return Ok(Branch::new(name));
     }
-    let known = with_servers(ctx).iter().map(|dir| branch_in(dir).name().to_owned()).collect();
-    Err(Error::Unknown { name: name.to_owned(), known })
+    Err(Error::Unknown { name: name.to_owned(), known: known(ctx) })
+}
+
+/// Whether the environment is the default one, or a branch's that has had a server.
+pub(crate) fn is_there(ctx: &Context) -> bool {
+    ctx.config.branch.is_none() || had_server(&ctx.state_dir())
 }
 
 /// For what goes on from a database that is there: a typing error starts no server.
 ///
 /// # Errors
-/// The guard's; as [`find`], where the environment is a branch's and has no folder.
-pub(crate) fn existing(ctx: &Context, verb: &str) -> Result<(), error::Error> {
-    guard::replace_in_environment(ctx, verb)?;
-    if let Some(branch) = &ctx.config.branch
-        && !ctx.state_dir().is_dir()
-    {
-        find(ctx, branch.name())?;
+/// [`Error::NotThere`].
+pub(crate) fn must_be_there(ctx: &Context) -> Result<(), Error> {
+    match &ctx.config.branch {
+        Some(branch) if !is_there(ctx) => {
+            Err(Error::NotThere { name: branch.name().to_owned(), known: known(ctx) })
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// What `branch delete` did.

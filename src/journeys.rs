@@ -63,6 +63,9 @@ pub struct Ready {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error> {
+    if fresh == Fresh::Yes {
+        can_be_again(ctx, "up", &wish)?;
+    }
     let mut site = site::open(ctx, "up").await?;
     let name = &ctx.config.database.name;
     let live = match fresh {
@@ -109,9 +112,7 @@ pub enum Fresh {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Ready, Error> {
-    if wish.seed == Seed::Same {
-        branch::existing(ctx, verb)?;
-    }
+    can_be_again(ctx, verb, &wish)?;
     let mut site = site::open(ctx, verb).await?;
     let live = database::replaceable(&site.session, &ctx.config.database.name).await?;
     let (wish, known) = again(live, wish)?;
@@ -124,7 +125,8 @@ pub async fn replace(ctx: &Context, verb: &'static str, wish: Wish) -> Result<Re
 /// # Errors
 /// [`engine::Error::NothingKept`]; any other: the present one is then live still.
 pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
-    branch::existing(ctx, "undo-reset")?;
+    guard::replace_in_environment(ctx, "undo-reset")?;
+    branch::must_be_there(ctx)?;
     let mut site = site::open(ctx, "undo-reset").await?;
     let name = ctx.config.database.name.clone();
     database::replaceable(&site.session, &name).await?;
@@ -160,6 +162,7 @@ pub async fn undo_reset(ctx: &Context) -> Result<Ready, Error> {
 /// Any; the file is loaded whole or not at all.
 pub async fn seed_file(ctx: &Context, file: &Utf8Path) -> Result<seed::Loaded, Error> {
     guard::replace_in_environment(ctx, "seed")?;
+    branch::must_be_there(ctx)?;
     let _lock = lock::project(&ctx.state_dir(), "seed")?;
     // A server that the environment merely names is somebody else's until the guard has seen it.
     let server = connect::running(ctx).await?.ok_or(Error::NoServer)?;
@@ -287,8 +290,9 @@ pub async fn why(ctx: &Context) -> Result<find::Why, Error> {
 /// # Errors
 /// What the engine said.
 pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Stopped, Error> {
-    let was_there = ctx.config.branch.is_none() || ctx.state_dir().is_dir();
-    let _lock = lock::project(&ctx.state_dir(), "down")?;
+    let dir = ctx.state_dir();
+    let _lock = lock::project(&dir, "down")?;
+    let was_there = branch::is_there(ctx);
     if volumes == engine::Volumes::Remove {
         match crate::scratch_server::sweep(ctx).await {
             Err(Error::Interrupted) => return Err(Error::Interrupted),
@@ -298,8 +302,11 @@ pub async fn down(ctx: &Context, volumes: engine::Volumes) -> Result<engine::Sto
     }
     let stopped = stop_all(ctx, volumes).await?;
     if !was_there {
-        // What was looked for is no branch: its lock is not to make it one.
-        let _ = fs_err::remove_dir_all(ctx.state_dir());
+        // What was looked for is no branch: its lock and its empty state are not to make it one.
+        for file in ["state.json", "lock"] {
+            let _ = std::fs::remove_file(dir.join(file));
+        }
+        let _ = std::fs::remove_dir(&dir);
         let _ = std::fs::remove_dir(ctx.branches_dir());
     }
     Ok(stopped)
@@ -556,6 +563,15 @@ pub(crate) async fn make_template(
     match frozen.await {
         Ok(()) => scratch.release().await,
         Err(error) => return Err(given_up(ctx, scratch, error).await),
+    }
+    Ok(())
+}
+
+/// `--seed same` wants a database, before a server is started for it.
+fn can_be_again(ctx: &Context, verb: &str, wish: &Wish) -> Result<(), Error> {
+    if wish.seed == Seed::Same {
+        guard::replace_in_environment(ctx, verb)?;
+        branch::must_be_there(ctx)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::database::{self, Found, Kind, MadeBy, Origin, Scratch, points};
 use crate::engine::{self, Engine, Holds, Keep, Server, Stored};
 use crate::error::{self, Exit};
 use crate::frozen;
+use crate::guard;
 use crate::image;
 use crate::lock::{self, ProjectLock};
 use crate::migrate;
@@ -131,7 +132,8 @@ struct Site {
 
 /// Starts the environment's server where it is down; makes none.
 async fn open(ctx: &Context, verb: &str) -> Result<Site, error::Error> {
-    branch::existing(ctx, verb)?;
+    guard::replace_in_environment(ctx, verb)?;
+    branch::must_be_there(ctx)?;
     let lock = lock::project(&ctx.state_dir(), verb)?;
     let engine = engine::chosen_before(ctx).await?.ok_or(error::Error::NoServer)?;
     let server = engine.ensure(ctx).await?;

@@ -83,9 +83,12 @@ async fn a_branch_is_an_environment_of_its_own_until_it_is_deleted() {
         found.map(|entry| entry.file_name().to_owned()).collect::<BTreeSet<String>>()
     };
     let before = folders();
-    let to_go_on: [&[&str]; 4] = [
+    let to_go_on: [&[&str]; 7] = [
         &["undo-reset"],
         &["reset", "--seed", "same"],
+        &["up", "--fresh", "--seed", "same"],
+        &["seed", "--file", "seed/rows.sql"],
+        &["branch", "forget", "point"],
         &["branch", "save", "point"],
         &["branch", "restore", "point"],
     ];
@@ -93,6 +96,7 @@ async fn a_branch_is_an_environment_of_its_own_until_it_is_deleted() {
         let run = typed(args).exits(2);
         assert!(run.stderr.contains("no branch `feature/Order` of this"), "{}", run.stderr);
         assert!(run.stderr.contains("did you mean `feature/Orders`?"), "{}", run.stderr);
+        assert!(run.stderr.contains("`seedbed up --branch feature/Order`"), "{}", run.stderr);
     }
     typed(&["down"]).succeeds();
     typed(&["down", "--volumes", "--yes"]).succeeds();
@@ -371,27 +375,46 @@ async fn a_deletion_that_is_killed_can_be_repeated() {
     const CALLS: &str = "rename,renameat,renameat2,unlink,unlinkat,rmdir";
     let project = Project::native();
     project.run(&["up", "--seed", "none"]).succeeds();
-    // Each of the first ones (the stop, the state's file, the folder), some of the removal of a thousand files.
-    let first = (1..60).step_by(harness::stride(12, 1));
-    let numbers = first.chain((60..).step_by(harness::stride(500, 40)));
-    let mut count = 0;
-    for number in numbers {
-        project.run(&["up", "--seed", "none", "--branch", "gone"]).succeeds();
-        let delete = ["branch", "delete", "gone", "--yes"];
-        let (run, _) = strace::killed_at(&project.sandbox, CALLS, number).run(&delete);
-        if run.code == Some(0) {
-            break;
-        }
+    let branches = project.sandbox.project().join(".seedbed/branches");
+    let (folder, on_its_way) = (branches.join("gone"), branches.join(".gone-gone"));
+    let delete = ["branch", "delete", "gone", "--yes"];
+    let again = |at: &str| {
         let again = project.run(&delete);
         // Killed in its very last act it was gone already.
         if again.code != Some(2) {
             again.succeeds();
         }
-        let branches = project.sandbox.project().join(".seedbed/branches");
-        assert!(!branches.join("gone").exists(), "killed at call {number}");
-        assert!(!branches.join(".gone-gone").exists(), "killed at call {number}");
+        assert!(!folder.exists() && !on_its_way.exists(), "killed at {at}");
+    };
+    let up = ["up", "--seed", "none", "--branch", "gone"];
+    // The state, the folder, and what is left of that; files of data come before.
+    let aims = [
+        ("rename,renameat,renameat2", folder.join("state.json")),
+        ("rename,renameat,renameat2", folder.clone()),
+        (CALLS, on_its_way.clone()),
+    ];
+    for (calls, aim) in aims {
+        project.run(&up).succeeds();
+        let killed = strace::killed_at(&project.sandbox, calls, 1).of(&aim);
+        let (run, hit) = killed.run(&delete);
+        assert_eq!(run.code, None, "{aim}: {hit:?}: {}", run.stderr);
+        if on_its_way.exists() {
+            // What is half gone is no environment to go on from.
+            project.run(&["undo-reset", "--branch", "gone"]).exits(2);
+            assert!(!folder.exists(), "{aim}");
+        }
+        again(aim.as_str());
+    }
+    let mut count = 0;
+    for number in (1..).step_by(harness::stride(300, 40)) {
+        project.run(&up).succeeds();
+        let (run, _) = strace::killed_at(&project.sandbox, CALLS, number).run(&delete);
+        if run.code == Some(0) {
+            break;
+        }
+        again(&format!("call {number}"));
         count += 1;
     }
-    assert!(count >= 4, "{count}");
+    assert!(count >= 2, "{count}");
     project.run(&["psql", "--", "-c", "select 1"]).succeeds();
 }
