@@ -58,7 +58,8 @@ pub fn unique(prefix: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}_{}_{number}", std::process::id())
+    // None is the beginning of another: filters of Docker look for parts of names.
+    format!("{prefix}_{}_{number:05}", std::process::id())
 }
 
 /// A Python program of `scripts/python-tools.txt`: where `scripts/test` installed it, else in `PATH`.
