@@ -248,11 +248,12 @@ pub(crate) fn is_there(ctx: &Context) -> bool {
 /// # Errors
 /// [`Error::NotThere`].
 pub(crate) fn must_be_there(ctx: &Context) -> Result<(), Error> {
-    match &ctx.config.branch {
-        Some(branch) if !is_there(ctx) => {
-            Err(Error::NotThere { name: branch.name().to_owned(), known: known(ctx) })
-        }
-        _ => Ok(()),
+    let Some(branch) = &ctx.config.branch else { return Ok(()) };
+    // One that cannot be read may tell of one.
+    let is_told = state::read(ctx).map_or(true, |state| state.tells_of_a_server());
+    match is_told || ctx.state_dir().join("native").is_dir() {
+        true => Ok(()),
+        false => Err(Error::NotThere { name: branch.name().to_owned(), known: known(ctx) }),
     }
 }
 

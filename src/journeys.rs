@@ -63,9 +63,7 @@ pub struct Ready {
 /// # Errors
 /// Any; the database is then what it was before.
 pub async fn up(ctx: &Context, wish: Wish, fresh: Fresh) -> Result<Ready, Error> {
-    if fresh == Fresh::Yes {
-        can_be_again(ctx, "up", &wish)?;
-    }
+    can_be_again(ctx, "up", &wish)?;
     let mut site = site::open(ctx, "up").await?;
     let name = &ctx.config.database.name;
     let live = match fresh {

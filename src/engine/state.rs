@@ -76,6 +76,13 @@ impl State {
         self.branch.as_deref()
     }
 
+    /// Whether there is a server, or data of one: no longer after `down --volumes`.
+    pub fn tells_of_a_server(&self) -> bool {
+        let in_docker =
+            self.docker.as_ref().is_some_and(|known| known.provisioned || known.pool.is_some());
+        self.kind.is_some() || self.native.is_some() || in_docker
+    }
+
     pub fn set_password(&mut self, password: &SecretString) {
         self.superuser_password = Some(password.expose_secret().to_owned());
     }

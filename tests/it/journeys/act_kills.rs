@@ -3,6 +3,8 @@
 
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use super::branches::on_branch;
 use super::image_kills::{Contents, of_pool, ready};
@@ -195,17 +197,18 @@ async fn freezes(project: &Project, used: &str, pool: &str) {
     assert!(count >= 2, "{count}");
 }
 
-/// There is nothing to wait for any more, and: it has been waited for long enough.
+/// The act waits to be killed; there is nothing to wait for any more; it has been waited for long enough.
+const REACHED: i32 = 43;
 const GONE: i32 = 44;
 const LATE: i32 = 45;
 
 /// Waits in the container until the program at which an act stops has been called, or is not to be called any more:
-/// a call of the daemon for each look would take the processor from what is watched. 0 where the act waits to be
-/// killed, else one of the above; anything else where the container has ended.
+/// a call of the daemon for each look would take the processor from what is watched. One of the above; anything else
+/// where the container has ended.
 fn reached(observer: &Project) -> Option<i32> {
     let look = format!(
         "for look in $(seq 4000); do \
-           [ -e /seedbed/.turn ] || {{ rm /seedbed/.reached || exit {GONE}; exit 0; }}; sleep 0.03; \
+           [ -e /seedbed/.turn ] || {{ rm /seedbed/.reached || exit {GONE}; exit {REACHED}; }}; sleep 0.03; \
          done; exit {LATE}"
     );
     let mut shell = Command::new("sh");
@@ -227,25 +230,32 @@ fn cut_off(
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("the program was built for this suite");
     let id = child.id();
+    let deadline = Instant::now() + Duration::from_secs(120);
     let (output, was_cut_off) = std::thread::scope(|scope| {
-        let runs = scope.spawn(|| {
+        let (ended, end) = channel();
+        let runs = scope.spawn(move || {
             let output = child.wait_with_output().expect("our own child");
             // With that the look ends.
-            (output, was_killed(observer))
+            let was_cut_off = was_killed(observer);
+            let _ = ended.send(());
+            (output, was_cut_off)
         });
-        while !runs.is_finished() {
+        while !runs.is_finished() && Instant::now() < deadline {
             match reached(observer) {
-                Some(0) => {
+                Some(REACHED) => {
                     shell(&format!("docker kill $(docker ps -q --filter name={pool}-act-)"));
                     break;
                 }
-                Some(GONE) => break,
-                Some(LATE) => drop(shell(&format!("kill -9 {id}"))),
+                Some(GONE | LATE) => break,
                 // The container is another one now.
-                _ => {}
+                _ => drop(end.recv_timeout(Duration::from_millis(100))),
             }
         }
-        runs.join().expect("it does not panic")
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !runs.is_finished() && end.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            shell(&format!("kill -9 {id} || true"));
+        }
+        runs.join().expect("what it runs has failed")
     });
     let run = of.sandbox.ended(args, output);
     let at = format!("program {turn} of {args:?}: {:?}", run.code);
