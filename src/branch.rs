@@ -121,10 +121,6 @@ fn had_server(dir: &Utf8Path) -> bool {
     dir.join("state.json").is_file() || dir.join("native").is_dir()
 }
 
-fn known(ctx: &Context) -> Vec<String> {
-    with_servers(ctx).iter().map(|dir| branch_in(dir).name().to_owned()).collect()
-}
-
 /// The branch whose folder it is; where its state is lost, the folder's name stands for its own.
 fn branch_in(dir: &Utf8Path) -> Branch {
     let state = state::read_in(dir).unwrap_or_default();
@@ -235,7 +231,7 @@ pub fn find(ctx: &Context, name: &str) -> Result<Branch, Error> {
     if gone(ctx, &slug(name)).is_dir() {
         return Ok(Branch::new(name));
     }
-    Err(Error::Unknown { name: name.to_owned(), known: known(ctx) })
+    Err(Error::Unknown { name: name.to_owned(), known: names(&with_servers(ctx)) })
 }
 
 /// Whether the environment is the default one, or a branch's that has had a server.
@@ -249,12 +245,22 @@ pub(crate) fn is_there(ctx: &Context) -> bool {
 /// [`Error::NotThere`].
 pub(crate) fn must_be_there(ctx: &Context) -> Result<(), Error> {
     let Some(branch) = &ctx.config.branch else { return Ok(()) };
-    // One that cannot be read may tell of one.
-    let is_told = state::read(ctx).map_or(true, |state| state.tells_of_a_server());
-    match is_told || ctx.state_dir().join("native").is_dir() {
-        true => Ok(()),
-        false => Err(Error::NotThere { name: branch.name().to_owned(), known: known(ctx) }),
+    if has_data(&ctx.state_dir()) {
+        return Ok(());
     }
+    let mut others = with_servers(ctx);
+    others.retain(|dir| has_data(dir));
+    Err(Error::NotThere { name: branch.name().to_owned(), known: names(&others) })
+}
+
+/// As far as is known: a state that cannot be read may tell of some.
+fn has_data(dir: &Utf8Path) -> bool {
+    dir.join("native").is_dir()
+        || state::read_in(dir).map_or(true, |state| state.tells_of_a_server())
+}
+
+fn names(dirs: &[Utf8PathBuf]) -> Vec<String> {
+    dirs.iter().map(|dir| branch_in(dir).name().to_owned()).collect()
 }
 
 /// What `branch delete` did.

@@ -102,6 +102,13 @@ async fn a_branch_is_an_environment_of_its_own_until_it_is_deleted() {
     typed(&["down"]).succeeds();
     typed(&["down", "--volumes", "--yes"]).succeeds();
     assert_eq!(folders(), before);
+    // One whose data has gone is none to go on from either, and is not proposed.
+    project.run(&["up", "--branch", "feature/gone", "--seed", "none"]).succeeds();
+    project.run(&["down", "--branch", "feature/gone", "--volumes", "--yes"]).succeeds();
+    let run = project.run(&["branch", "save", "point", "--branch", "feature/gone"]).exits(2);
+    assert!(!run.stderr.contains("did you mean `feature/gone`?"), "{}", run.stderr);
+    assert_eq!(listed(&project, Some("feature/gone"))["running"], false);
+    project.run(&["branch", "delete", "feature/gone", "--yes"]).succeeds();
     let run = delete(&["default", "--yes"]).exits(12);
     assert!(run.stderr.contains("`seedbed down --volumes`"), "{}", run.stderr);
     let run = delete(&["feature/Orders"]).exits(12);
